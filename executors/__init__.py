@@ -1,0 +1,3 @@
+"""Parsl and coffea executors: blocks that are servers, chunks that know their pool."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Inference as a service for Parsl and coffea."""
+
+from __future__ import annotations

@@ -1,0 +1,44 @@
+"""What a kind of device promises.
+
+A device is a record, not a branch: nothing outside this table asks for a
+kind's name. Site files add kinds under ``devices:``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Family = Literal["cpu", "gpu", "fpga", "ipu"]
+Fidelity = Literal["hardware", "emulated"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """One kind of device a server can stand on.
+
+    Attributes
+    ----------
+    kind
+        Name in site files and reports.
+    family
+        What sort of processor it is.
+    fidelity
+        ``hardware``, or ``emulated`` where a CPU computes what the device would.
+    instance_kind
+        Triton's ``instance_group`` kind.
+    """
+
+    kind: str
+    family: Family
+    fidelity: Fidelity = "hardware"
+    instance_kind: Literal["KIND_CPU", "KIND_GPU"] = "KIND_CPU"
+
+
+BUILT_IN: dict[str, Device] = {
+    device.kind: device
+    for device in (
+        Device(kind="cpu", family="cpu"),
+        Device(kind="gpu", family="gpu", instance_kind="KIND_GPU"),
+    )
+}

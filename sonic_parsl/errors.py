@@ -1,0 +1,130 @@
+"""Every error of the project, in one tree.
+
+::
+
+    SonicError
+    ├── ConfigError             a site file, an option or an argument is wrong
+    ├── DataError               a sample cannot be had or is damaged
+    ├── RepositoryError         a model repository is invalid
+    ├── RuntimeMissingError     no Triton runtime here, or a damaged one
+    ├── InputError              an array does not fit the model
+    ├── InferenceError          a call failed
+    │   ├── RejectedError       the server says that the request is wrong
+    │   ├── ModelNotFoundError  no server of the pool has this model, version or tag
+    │   ├── ResponseError       the server's answer is not what was asked for
+    │   └── DeadlineError       the call's time is over
+    └── PoolError               the pool as a whole
+        ├── PoolNotFoundError   this process was not told of a pool
+        ├── PoolLostError       the pool is gone; nothing that waits can succeed
+        ├── ServerStartError    a server's block could not be brought up
+        └── VersionMismatchError  two parts of the pool are of different versions
+
+None of them is, or is chained to, an ``OSError``: coffea's ``skipbadfiles``
+drops the events of a chunk without a word when it finds one in the chain.
+Raise them ``from None`` where another library's error is translated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typing_extensions import override
+
+
+class SonicError(Exception):
+    """Root of all errors of sonic-parsl.
+
+    Parameters
+    ----------
+    message
+        What happened, to which thing: one full sentence.
+    hint
+        What to do now, another sentence; empty where nothing can be done.
+    **context
+        Where it happened (``model=``, ``server=``, ``request=``, ``chunk=``, ``block=``),
+        appended to the text. Values that are None are left out.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", **context: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.context = {key: value for key, value in context.items() if value is not None}
+
+    @override
+    def __str__(self) -> str:
+        where = ", ".join(f"{key} {value}" for key, value in self.context.items())
+        text = f"{self.message} ({where})" if where else self.message
+        return f"{text} {self.hint}" if self.hint else text
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.hint, self.context)
+
+    def at(self, **context: object) -> SonicError:
+        """Return the same error with more context; what it already says is kept."""
+        return type(self)(self.message, hint=self.hint, **{**context, **self.context})
+
+
+def _rebuild(cls: type[SonicError], message: str, hint: str, context: dict[str, object]) -> SonicError:
+    return cls(message, hint=hint, **context)
+
+
+class ConfigError(SonicError):
+    """A site file, an option or an argument is wrong."""
+
+
+class DataError(SonicError):
+    """A sample cannot be had or is damaged."""
+
+
+class RepositoryError(SonicError):
+    """A model repository is invalid."""
+
+
+class RuntimeMissingError(SonicError):
+    """There is no Triton runtime here, or a damaged one."""
+
+
+class InputError(SonicError):
+    """An array does not fit the model: a field, its type or a value."""
+
+
+class InferenceError(SonicError):
+    """An inference call failed."""
+
+
+class RejectedError(InferenceError):
+    """The server says that the request is wrong; asking again would not help."""
+
+
+class ModelNotFoundError(InferenceError):
+    """No server of the pool has this model, version or tag."""
+
+
+class ResponseError(InferenceError):
+    """The server's answer is not what was asked for."""
+
+
+class DeadlineError(InferenceError):
+    """The time given to the call is over."""
+
+
+class PoolError(SonicError):
+    """Something is wrong with the pool as a whole."""
+
+
+class PoolNotFoundError(PoolError):
+    """This process was not told of a pool."""
+
+
+class PoolLostError(PoolError):
+    """The pool is gone: nothing that waits for it can succeed."""
+
+
+class ServerStartError(PoolError):
+    """A server's block could not be brought up."""
+
+
+class VersionMismatchError(PoolError):
+    """Driver, agent and worker are of different versions."""
