@@ -1,3 +1,9 @@
-"""Parsl and coffea executors: blocks that are servers, chunks that know their pool."""
+"""Parsl and coffea executors: blocks that are servers, chunks that know their pool, and sites that hold both."""
 
 from __future__ import annotations
+
+from sonic_parsl.executors.coffea_executor import CoffeaExecutor
+from sonic_parsl.executors.server_executor import ServerExecutor
+from sonic_parsl.executors.site import Site, load_site
+
+__all__ = ["CoffeaExecutor", "ServerExecutor", "Site", "load_site"]

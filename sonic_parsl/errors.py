@@ -115,7 +115,7 @@ class PoolError(SonicError):
 
 
 class PoolNotFoundError(PoolError):
-    """This process was not told of a pool."""
+    """Nobody told this process of a pool."""
 
 
 class PoolLostError(PoolError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -172,11 +172,18 @@ class ServerTable:
 
 @dataclass(frozen=True)
 class Join:
-    """Agent: this server is being started (no models yet) or is ready."""
+    """Agent: this server is being started (no models yet) or is ready.
+
+    Attributes
+    ----------
+    lease_s
+        How long it stays in the table without a further word, in seconds.
+    """
 
     version: str
     info: ServerInfo
     state: ServerState
+    lease_s: float = LEASE_S
 
 
 @dataclass(frozen=True)
@@ -235,13 +242,48 @@ class Ack:
         False where the registry does not know the server (it was restarted, or the lease ended): join again.
     drain
         True where the pool wants the server to end.
-    lease_s
-        Length of the lease, in seconds.
     """
 
     known: bool = True
     drain: bool = False
-    lease_s: float = LEASE_S
+
+
+# Registry to pool owner, over the pipe between them ------------------------
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Registry: it answers at this address."""
+
+    address: str
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A server that is gone, and why.
+
+    Attributes
+    ----------
+    failed
+        True where nobody had asked it to end.
+    entry
+        Its last line in the table; None where it never joined.
+    """
+
+    server_id: str
+    block_id: str
+    group: str
+    failed: bool
+    reason: str
+    stderr: str = ""
+    entry: ServerEntry | None = None
+
+
+@dataclass(frozen=True)
+class Lose:
+    """Owner: the pool is lost, tell everyone."""
+
+    reason: str
 
 
 # How a process finds the pool ---------------------------------------------
@@ -324,17 +366,28 @@ class PoolRef:
         return cls.read(Path(name))
 
 
+@dataclass(frozen=True)
+class RegistrySpec:
+    """What a registry is started with, over its standard input."""
+
+    run_id: str
+    address: str
+    credentials: Credentials
+    port_range: tuple[int, int] | None = None
+
+
 # JSON ---------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
+@cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
 def encode(message: Any) -> bytes:
     """Return a message as JSON."""
-    return _adapter(type(message)).dump_json(message)
+    kind: Any = type(message)
+    return _adapter(kind).dump_json(message)
 
 
 def decode(cls: type[T], data: bytes) -> T:
@@ -345,11 +398,13 @@ def decode(cls: type[T], data: bytes) -> T:
     PoolError
         It is not one. The text is not quoted: it may hold a secret.
     """
+    kind: Any = cls
     try:
-        return _adapter(cls).validate_json(data)
+        message: T = _adapter(kind).validate_json(data)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, item['loc'])) or 'message'}: {item['type']}"
             for item in error.errors(include_url=False, include_input=False, include_context=False)
         )
         raise PoolError(f"A {cls.__name__} message could not be read: {problems}.") from None
+    return message

@@ -1,0 +1,141 @@
+"""What the pool's owner knows of a server group's blocks, from the provider and from the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from parsl.jobs.states import JobState, JobStatus
+
+from sonic_parsl.pool.scaler import Block, Demand
+from sonic_parsl.protocol import Departure, ServerEntry, ServerTable
+
+ENDED = {
+    JobState.COMPLETED,
+    JobState.FAILED,
+    JobState.CANCELLED,
+    JobState.TIMEOUT,
+    JobState.MISSING,
+    JobState.SCALED_IN,
+}
+
+
+class BlockBook:
+    """The blocks of one group, oldest first.
+
+    Parameters
+    ----------
+    group
+        Label of the group.
+    """
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+        self._blocks: dict[str, Block] = {}
+        self._departures_read = 0
+        self._totals = (0, 0.0)
+        self._queue_ms = 0.0
+        self._active_at: float | None = None
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Every block there was."""
+        return list(self._blocks.values())
+
+    def submitted(self, block_id: str, *, now: float) -> None:
+        """Enter a new block."""
+        self._blocks[block_id] = Block(id=block_id, submitted_at=now)
+
+    def cancelled(self, block_id: str) -> None:
+        """Note that the pool cancelled a block."""
+        self._update(block_id, cancelled=True)
+
+    def fail(self, block_id: str, reason: str) -> None:
+        """Note why a block failed; the first reason stays."""
+        if block_id in self._blocks and self._blocks[block_id].failure is None:
+            self._update(block_id, failure=reason)
+
+    def has_ended(self, block_id: str) -> bool:
+        """Return whether the provider has said that the block's job is over."""
+        return block_id in self._blocks and self._blocks[block_id].job_ended
+
+    def servers_of(self, block_id: str, table: ServerTable) -> list[str]:
+        """Return the ids of a block's servers."""
+        return [entry.info.id for entry in self._entries(table) if entry.info.block_id == block_id]
+
+    def hear_provider(self, status: Mapping[str, JobStatus], *, now: float) -> None:
+        """Take the provider's word on the jobs; a job once called finished stays so."""
+        for block_id, job in status.items():
+            block = self._blocks.get(block_id)
+            if block is None or block.job_ended:
+                continue
+            if job.state == JobState.RUNNING and block.running_at is None:
+                self._update(block_id, running_at=now)
+            if job.state in ENDED:
+                self._update(block_id, job_ended=True)
+                if not block.was_ready and not block.cancelled:
+                    self.fail(block_id, _describe(job))
+
+    def hear_registry(self, table: ServerTable, departures: Sequence[Departure], *, now: float) -> None:
+        """Take the registry's word on the servers."""
+        new, self._departures_read = departures[self._departures_read :], len(departures)
+        for departure in new:
+            if departure.group == self._group and departure.failed:
+                text = f"{departure.reason}\n{departure.stderr}" if departure.stderr else departure.reason
+                self.fail(departure.block_id, text)
+        entries = self._entries(table)
+        for block in self.blocks:
+            self._count(block, [entry for entry in entries if entry.info.block_id == block.id], now)
+        for departure in new:
+            if departure.block_id in self._blocks and not self.servers_of(departure.block_id, table):
+                self._update(departure.block_id, gone_at=now)
+        self._measure(entries, now)
+
+    def demand(self, now: float) -> Demand:
+        """Return what the servers reported lately."""
+        idle_s = 0.0 if self._active_at is None else now - self._active_at
+        return Demand(queue_ms=self._queue_ms, idle_s=idle_s)
+
+    def _entries(self, table: ServerTable) -> list[ServerEntry]:
+        return [entry for entry in table.servers if entry.info.group == self._group]
+
+    def _count(self, block: Block, entries: Sequence[ServerEntry], now: float) -> None:
+        states = [entry.state for entry in entries]
+        self._update(
+            block.id,
+            servers_ready=states.count("ready"),
+            servers_starting=states.count("starting"),
+            servers_leaving=states.count("draining"),
+            was_ready=block.was_ready or "ready" in states,
+            running_at=block.running_at if block.running_at is not None or not states else now,
+            gone_at=None if states else block.gone_at,
+        )
+
+    def _measure(self, entries: Sequence[ServerEntry], now: float) -> None:
+        """Turn the servers' running totals into what happened since the last look."""
+        requests = sum(entry.load.requests for entry in entries)
+        queue_ms = sum(entry.load.queue_ms for entry in entries)
+        before_requests, before_queue_ms = self._totals
+        self._totals = (requests, queue_ms)
+        if requests > before_requests:
+            self._queue_ms = max(0.0, queue_ms - before_queue_ms) / (requests - before_requests)
+            self._active_at = now
+        elif self._active_at is None:
+            self._active_at = now
+        else:
+            self._queue_ms = 0.0
+
+    def _update(self, block_id: str, **changes: object) -> None:
+        if block_id in self._blocks:
+            self._blocks[block_id] = replace(self._blocks[block_id], **changes)  # type: ignore[arg-type]
+
+
+def _describe(job: JobStatus) -> str:
+    parts = [f"its job ended as {job.state.name}"]
+    if job.exit_code is not None:
+        parts.append(f"exit code {job.exit_code}")
+    text = ", ".join(parts)
+    for detail in (job.message, job.stderr_summary):
+        if detail:
+            text += f"\n{detail.strip()}"
+    return text

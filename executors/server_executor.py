@@ -1,0 +1,327 @@
+"""``ServerExecutor``: a Parsl executor whose blocks are inference servers."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import parsl
+from parsl.executors.base import ParslExecutor
+from parsl.executors.status_handling import BlockProviderExecutor
+from parsl.jobs.states import JobStatus
+from parsl.providers.base import ExecutionProvider
+from parsl.utils import RepresentationMixin
+from typing_extensions import override
+
+from sonic_parsl.devices import BUILT_IN, Device
+from sonic_parsl.errors import ConfigError, PoolLostError
+from sonic_parsl.executors.block_book import BlockBook
+from sonic_parsl.pool.pool import ServerPool
+from sonic_parsl.pool.scaler import Policy, decide
+from sonic_parsl.ports import PortRange
+from sonic_parsl.protocol import LEASE_S, POOL_ENV
+from sonic_parsl.repository import require
+from sonic_parsl.server.runtimes import runtime as find_runtime
+from sonic_parsl.server.spec import ServerSpec
+
+logger = logging.getLogger(__name__)
+
+SHUTDOWN_SLACK_S = 15.0
+"""Beyond the drain time: for Triton to stop, and for the agent to say that it has."""
+
+
+class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignore[misc]
+    """A server group: Parsl starts its blocks through any provider, the pool says how many.
+
+    Whatever ``strategy`` the Parsl configuration names, the group behaves the same: it holds at least
+    `min_servers`, replaces what dies, grows while requests queue, and gives up after `max_failed_starts`
+    failures in a row. Parsl's ``init_blocks``, ``min_blocks`` and ``max_blocks`` of the provider are not used.
+
+    Parameters
+    ----------
+    label
+        Name of the group.
+    pool
+        The pool its servers join.
+    provider
+        Any Parsl provider; each of its blocks is one server.
+    models
+        Folder of a Triton model repository, seen by the server nodes.
+    serve
+        Names of the models to serve; all of the repository by default.
+    device
+        A kind of device.
+    min_servers, max_servers
+        How many servers to hold at least and at most; `max_servers` is `min_servers` by default.
+    runtime
+        ``wheel``, ``host`` or ``apptainer``.
+    image, binary
+        The image of ``apptainer``, the binary of ``host``.
+    address, port_range
+        Where the servers listen.
+    start_timeout_s
+        A server must be ready so many seconds after its job started.
+    lease_s
+        A server of which nothing is heard for so many seconds is replaced.
+    max_failed_starts
+        The pool is lost after so many failed starts in a row.
+    queue_ms, idle_s
+        The group grows while requests wait longer than this on average, and shrinks after so long without any.
+    drain_s
+        A server that ends gives what is in flight so many seconds.
+    walltime_s
+        Length of the job, where the batch system does not tell it on the node.
+    python
+        The interpreter that runs the agent on the server nodes.
+    """
+
+    def __init__(  # noqa: PLR0913 - Parsl's convention: every setting an argument and an attribute
+        self,
+        label: str,
+        *,
+        pool: ServerPool,
+        provider: ExecutionProvider,
+        models: str | Path,
+        serve: Sequence[str] | None = None,
+        device: Device = BUILT_IN["cpu"],
+        min_servers: int = 1,
+        max_servers: int | None = None,
+        runtime: str = "wheel",
+        image: str | None = None,
+        binary: str | None = None,
+        address: str = "127.0.0.1",
+        port_range: PortRange | None = None,
+        lease_s: float = LEASE_S,
+        start_timeout_s: float = 300.0,
+        max_failed_starts: int = 3,
+        queue_ms: float = 50.0,
+        idle_s: float = 120.0,
+        drain_s: float = 20.0,
+        walltime_s: float | None = None,
+        python: str = sys.executable,
+    ) -> None:
+        BlockProviderExecutor.__init__(self, provider=provider, block_error_handler=False)
+        self.label = label
+        self.pool = pool
+        self.models = models
+        self.serve = serve
+        self.device = device
+        self.min_servers = min_servers
+        self.max_servers = max_servers if max_servers is not None else min_servers
+        self.runtime = runtime
+        self.image = image
+        self.binary = binary
+        self.address = address
+        self.port_range = port_range
+        self.lease_s = lease_s
+        self.start_timeout_s = start_timeout_s
+        self.max_failed_starts = max_failed_starts
+        self.queue_ms = queue_ms
+        self.idle_s = idle_s
+        self.drain_s = drain_s
+        self.walltime_s = walltime_s
+        self.python = python
+        if not 0 <= self.min_servers <= self.max_servers:
+            raise ConfigError(
+                f"Group {label} asks for at least {self.min_servers} and at most {self.max_servers} servers.",
+                hint="Set 0 <= min_servers <= max_servers.",
+            )
+        self._policy = Policy(
+            min_servers=self.min_servers,
+            max_servers=self.max_servers,
+            start_timeout_s=start_timeout_s,
+            max_failed_starts=max_failed_starts,
+            queue_ms=queue_ms,
+            idle_s=idle_s,
+        )
+        self._book = BlockBook(group=label)
+        self._lock = threading.Lock()
+        self._closing = False
+
+    # Parsl starts and stops it ------------------------------------------------
+
+    @override
+    def start(self) -> None:
+        """Check the models, start the pool, submit the first blocks.
+
+        Raises
+        ------
+        RepositoryError, ConfigError
+            The models or the settings are wrong; nothing was submitted.
+        """
+        super().start()
+        spec = self._spec()
+        self.pool.join(self)
+        try:
+            spec.write(self._spec_path)
+            self._reconcile()
+        except BaseException:
+            self.shutdown()
+            raise
+
+    @override
+    def shutdown(self) -> None:
+        """Cancel every block, wait for the agents to have left, leave the pool."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            self._cancel([block_id for block_id in self.blocks_to_job_id if not self._book.has_ended(block_id)])
+        self.pool.wait_for(
+            lambda table: not any(entry.info.group == self.label for entry in table.servers),
+            self.drain_s + SHUTDOWN_SLACK_S,
+        )
+        self.pool.leave(self)
+        super().shutdown()
+
+    # Parsl polls it -----------------------------------------------------------
+
+    @override
+    def handle_errors(self, status: dict[str, JobStatus]) -> None:
+        """Look at the blocks and act: Parsl calls this after every poll, under every strategy."""
+        with self._lock:
+            if not self._closing and not self.bad_state_is_set:
+                self._book.hear_provider(status, now=time.monotonic())
+                self._reconcile()
+
+    @override
+    def outstanding(self) -> int:
+        """Return the present slots, so that Parsl's strategies see nothing to scale."""
+        return sum(not status.terminal for status in self.status_facade.values()) * self._nodes_per_block
+
+    @property
+    @override
+    def workers_per_node(self) -> int:
+        """One server a node."""
+        return 1
+
+    @override
+    def scale_out_facade(self, n: int) -> list[str]:
+        """Do nothing: the pool decides, not Parsl's strategy."""
+        return []
+
+    @override
+    def scale_in_facade(self, n: int, max_idletime: float | None = None) -> list[str]:
+        """Do nothing: the pool decides, and :meth:`shutdown` cancels what is left."""
+        return []
+
+    # A task that lands here ---------------------------------------------------
+
+    @override
+    def submit(
+        self, func: Callable[..., Any], resource_specification: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Future[Any]:
+        """Run a task on an executor that has workers, and return a future of our own.
+
+        Parsl sends an app without ``executors=`` to any executor of the configuration, this one included.
+
+        Raises
+        ------
+        ConfigError
+            There is no executor with workers.
+        """
+        inner = self._worker_executor().submit(func, resource_specification, *args, **kwargs)
+        outer: Future[Any] = Future()
+        outer.set_running_or_notify_cancel()
+        inner.add_done_callback(lambda done: _copy_outcome(done, outer))
+        return outer
+
+    def _worker_executor(self) -> ParslExecutor:
+        for executor in parsl.dfk().executors.values():
+            if not isinstance(executor, ServerExecutor) and not executor.label.startswith("_"):
+                return executor
+        raise ConfigError(
+            f"A task was sent to {self.label}, whose blocks are servers, and no other executor could run it.",
+            hint="Add a HighThroughputExecutor to the Config.",
+        )
+
+    # Blocks -------------------------------------------------------------------
+
+    @property
+    def _nodes_per_block(self) -> int:
+        return int(getattr(self.provider, "nodes_per_block", 1))
+
+    @property
+    def _spec_path(self) -> Path:
+        return self.pool.run_dir / f"{self.label}.json"
+
+    def _spec(self) -> ServerSpec:
+        """Check and describe what the servers of this group serve."""
+        runtime = find_runtime(self.runtime, image=self.image, binary=self.binary)
+        root = Path(self.models).absolute()
+        folders = require(root, self.serve, backends=runtime.backends())
+        return ServerSpec(
+            group=self.label,
+            kind=self.device.kind,
+            fidelity=self.device.fidelity,
+            gpu=self.device.family == "gpu",
+            repository=root,
+            models=tuple(folder.name for folder in folders),
+            runtime=self.runtime,
+            image=self.image,
+            binary=self.binary,
+            address=self.address,
+            port_range=self.port_range,
+            lease_s=self.lease_s,
+            start_timeout_s=self.start_timeout_s,
+            drain_s=self.drain_s,
+            walltime_s=self.walltime_s,
+        )
+
+    @override
+    def _get_launch_command(self, block_id: str) -> str:
+        # One line without a dollar sign: some launchers expand it once, on the wrong host.
+        agent = [self.python, "-m", "sonic_parsl.server.agent", "--spec", str(self._spec_path), "--block", block_id]
+        return f"env {POOL_ENV}={shlex.quote(str(self.pool.ref_path))} {shlex.join(agent)}"
+
+    def _reconcile(self) -> None:
+        """Bring the blocks to what the scaler wants."""
+        now = time.monotonic()
+        self._book.hear_registry(self.pool.table, self.pool.departures, now=now)
+        decision = decide(self._book.blocks, self._policy, self._book.demand(now), now)
+        for block_id, reason in decision.cancel:
+            logger.warning("Cancelling block %s of %s: %s", block_id, self.label, reason)
+            self._book.fail(block_id, reason)
+        self._cancel([block_id for block_id, _ in decision.cancel])
+        for block_id in decision.drain:
+            self._drain(block_id)
+        if decision.lose is not None:
+            self.pool.lose(decision.lose)
+            self.set_bad_state_and_fail_all(PoolLostError(f"The pool is lost: {decision.lose}"))
+        elif decision.start:
+            self._start_blocks(decision.start)
+
+    def _start_blocks(self, count: int) -> None:
+        before = set(self._status)
+        super().scale_out_facade(count)
+        for block_id in sorted(set(self._status) - before, key=int):
+            self._book.submitted(block_id, now=time.monotonic())
+
+    def _drain(self, block_id: str) -> None:
+        servers = self._book.servers_of(block_id, self.pool.table)
+        for server_id in servers:
+            self.pool.drain(server_id, "the group has more servers than it needs")
+        if not servers:
+            self._cancel([block_id])
+
+    def _cancel(self, block_ids: Sequence[str]) -> None:
+        job_ids = [self.blocks_to_job_id[block_id] for block_id in block_ids if block_id in self.blocks_to_job_id]
+        if job_ids:
+            self.provider.cancel(job_ids)
+        for block_id in block_ids:
+            self._book.cancelled(block_id)
+
+
+def _copy_outcome(done: Future[Any], outer: Future[Any]) -> None:
+    error = done.exception()
+    if error is not None:
+        outer.set_exception(error)
+    else:
+        outer.set_result(done.result())

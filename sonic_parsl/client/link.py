@@ -1,0 +1,76 @@
+"""One server, as this process sees it: its connection, what is in flight to it, how it has behaved."""
+
+from __future__ import annotations
+
+import random
+
+from sonic_parsl.client.job import Request
+from sonic_parsl.client.retry import backoff
+from sonic_parsl.client.table import ModelKey, key_of
+from sonic_parsl.kserve import KServe
+from sonic_parsl.protocol import ServerEntry
+
+MAX_REQUESTS_IN_FLIGHT = 16
+"""To one server: enough to hide the way there and back; more would only queue there."""
+
+
+class Link:
+    """The way to one server. Used in the event loop only."""
+
+    def __init__(self, entry: ServerEntry) -> None:
+        self.server_id = entry.info.id
+        self.address = entry.info.address
+        self.kinds: dict[ModelKey, str] = {}
+        self.update(entry)
+        self.rows_in_flight = 0
+        self.in_flight: set[Request] = set()
+        self._kserve: KServe | None = None
+        self._rests: dict[ModelKey, tuple[int, float, float]] = {}
+
+    def update(self, entry: ServerEntry) -> None:
+        """Take over what the table says."""
+        models = entry.info.models if entry.state == "ready" else ()
+        self.kinds = {key_of(model): model.numeric_kind for model in models}
+
+    @property
+    def kserve(self) -> KServe:
+        """The connection, made when first used."""
+        if self._kserve is None:
+            self._kserve = KServe(self.address)
+        return self._kserve
+
+    @property
+    def full(self) -> bool:
+        """True when it has enough to do."""
+        return len(self.in_flight) >= MAX_REQUESTS_IN_FLIGHT
+
+    def send(self, request: Request) -> None:
+        """Count a request as in flight."""
+        self.in_flight.add(request)
+        self.rows_in_flight += request.row_count
+
+    def release(self, request: Request) -> None:
+        """Count it no longer."""
+        self.in_flight.discard(request)
+        self.rows_in_flight -= request.row_count
+
+    def rests_until(self, key: ModelKey) -> float:
+        """Return until when it should be spared requests for a model."""
+        return self._rests[key][2] if key in self._rests else 0.0
+
+    def answered(self, key: ModelKey) -> None:
+        """Note that it works."""
+        self._rests.pop(key, None)
+
+    def failed(self, key: ModelKey, *, sent: float, now: float, rng: random.Random) -> None:
+        """Let it rest: who refuses at once is always the least busy and would be asked for ever."""
+        failures, failed_at, until = self._rests.get(key, (0, 0.0, 0.0))
+        if sent >= failed_at:  # what was in flight together fails together and counts once
+            failures, failed_at, until = failures + 1, now, now + backoff(failures + 1, rng)
+        self._rests[key] = (failures, failed_at, until)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        kserve, self._kserve = self._kserve, None
+        if kserve is not None:
+            await kserve.close()

@@ -1,0 +1,292 @@
+"""What a run tells afterwards: how many events and rows, which servers, how long."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from sonic_parsl.client.latency import merge, quantile
+from sonic_parsl.client.records import CallRecord
+from sonic_parsl.client.scope import Chunk
+from sonic_parsl.protocol import ServerEntry
+
+
+@dataclass(frozen=True)
+class ChunkRecord:
+    """The calls to one model within one chunk."""
+
+    chunk: Chunk
+    call: CallRecord
+
+    @classmethod
+    def of(cls, chunk: Chunk, call: CallRecord) -> ChunkRecord:
+        """Return the record of `call` in `chunk`."""
+        return cls(chunk=chunk, call=call)
+
+
+@dataclass(frozen=True)
+class ServerLine:
+    """A server in the report.
+
+    Attributes
+    ----------
+    rows
+        Rows it answered for this run.
+    p50_ms, p99_ms
+        Median and 99th percentile of the time from sending a request to reading its answer, in ms.
+    queue_ms, compute_ms
+        Mean time a request waited and was computed in the server, in ms, as Triton counts.
+    """
+
+    id: str
+    group: str
+    kind: str
+    fidelity: str
+    node: str
+    job_id: str
+    rows: int
+    p50_ms: float | None
+    p99_ms: float | None
+    queue_ms: float | None
+    compute_ms: float | None
+
+
+@dataclass(frozen=True)
+class ModelLine:
+    """A model in the report."""
+
+    name: str
+    version: str
+    numeric_kind: str
+    rows: int
+    requests: int
+    source_digest: str
+
+
+@dataclass(frozen=True)
+class ChunkLine:
+    """A chunk and a model in the report."""
+
+    fileuuid: str
+    entrystart: int
+    entrystop: int
+    model: str
+    servers: tuple[str, ...]
+    numeric_kind: str
+    fallback: bool
+    waiting_s: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened in a run; ``report.json`` holds the same.
+
+    Attributes
+    ----------
+    events_in, events_out
+        Events of the chunks given out, and of those that came back.
+    rows, rows_cached, rows_sent, rows_retried, rows_padded
+        Rows asked for; of these answered from a cache; sent for the first time; sent again; sent in vain.
+    requests, retries, failovers
+        Requests; attempts after the first; those of them that went to another server.
+    wall_s, waiting_s
+        Time of the run, and time that chunks were blocked on inference, summed over chunks, in seconds.
+    warnings
+        What went wrong without stopping the run.
+    """
+
+    events_in: int
+    events_out: int
+    chunks: int
+    rows: int
+    rows_cached: int
+    rows_sent: int
+    rows_retried: int
+    rows_padded: int
+    requests: int
+    retries: int
+    failovers: int
+    wall_s: float
+    waiting_s: float
+    servers: tuple[ServerLine, ...]
+    models: tuple[ModelLine, ...]
+    chunk_records: tuple[ChunkLine, ...]
+    warnings: tuple[str, ...] = ()
+    schema: Literal[1] = 1
+
+    def write(self, path: Path) -> None:
+        """Write to `path` as JSON."""
+        path.write_bytes(TypeAdapter(Report).dump_json(self, indent=2))
+
+    def __rich__(self) -> RenderableType:
+        return Group(_summary(self), _servers(self), *(f"[yellow]Warning:[/] {text}" for text in self.warnings))
+
+
+@dataclass
+class RunLog:
+    """Collects what chunks report while a site is up."""
+
+    records: list[ChunkRecord] = field(default_factory=list)
+    events_in: int = 0
+    events_out: int = 0
+    chunks: int = 0
+    wall_s: float = 0.0
+
+    @contextmanager
+    def running(self, items: Sequence[Any]) -> Iterator[None]:
+        """Count coffea's work items in, and the time until they are done."""
+        self.events_in += sum(len(item) for item in items)
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.wall_s += time.monotonic() - start
+
+    def take(self, records: Iterable[ChunkRecord], merged: Any) -> None:
+        """Take what came home: the chunks' records, and coffea's set of what was processed."""
+        records = list(records)
+        self.records.extend(records)
+        processed = merged.get("processed", ()) if isinstance(merged, dict) else ()
+        self.events_out += sum(len(item) for item in processed)
+        self.chunks += len(processed)
+        for text in _warnings(records):
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    def report(self, servers: Sequence[ServerEntry], extra: Sequence[CallRecord] = ()) -> Report:
+        """Return the report.
+
+        Parameters
+        ----------
+        servers
+            Every server there was, as last seen.
+        extra
+            Calls made outside of chunks.
+        """
+        calls = [*(record.call for record in self.records), *extra]
+        rows = sum(call.rows for call in calls)
+        return Report(
+            events_in=self.events_in,
+            events_out=self.events_out,
+            chunks=self.chunks,
+            rows=rows,
+            rows_cached=0,
+            rows_sent=rows,
+            rows_retried=sum(call.rows_retried for call in calls),
+            rows_padded=sum(call.rows_padded for call in calls),
+            requests=sum(call.requests for call in calls),
+            retries=sum(call.retries for call in calls),
+            failovers=sum(call.failovers for call in calls),
+            wall_s=self.wall_s,
+            waiting_s=sum(call.waiting_s for call in calls),
+            servers=tuple(_server_line(entry, calls) for entry in servers if entry.info.models),
+            models=_model_lines(calls, servers),
+            chunk_records=tuple(_chunk_line(record) for record in self.records),
+            warnings=tuple(_warnings(self.records)),
+        )
+
+
+def _warnings(records: Iterable[ChunkRecord]) -> Iterator[str]:
+    for record in records:
+        if record.call.error is not None and not record.call.read:
+            yield f"Chunk {record.chunk}: a column of model {record.call.model} failed, and was never read: {record.call.error}"
+
+
+def _chunk_line(record: ChunkRecord) -> ChunkLine:
+    return ChunkLine(
+        **asdict(record.chunk),
+        model=record.call.model,
+        servers=tuple(sorted(record.call.servers)),
+        numeric_kind=record.call.numeric_kind,
+        fallback=False,
+        waiting_s=record.call.waiting_s,
+    )
+
+
+def _server_line(entry: ServerEntry, calls: Sequence[CallRecord]) -> ServerLine:
+    info, load = entry.info, entry.load
+    shares = [call.servers[info.id] for call in calls if info.id in call.servers]
+    latencies = merge(share.latencies for share in shares)
+    return ServerLine(
+        id=info.id,
+        group=info.group,
+        kind=info.kind,
+        fidelity=info.fidelity,
+        node=info.node,
+        job_id=info.job_id,
+        rows=sum(share.rows for share in shares),
+        p50_ms=_ms(quantile(latencies, 0.5)),
+        p99_ms=_ms(quantile(latencies, 0.99)),
+        queue_ms=load.queue_ms / load.requests if load.requests else None,
+        compute_ms=load.compute_ms / load.requests if load.requests else None,
+    )
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
+
+
+def _model_lines(calls: Sequence[CallRecord], servers: Sequence[ServerEntry]) -> tuple[ModelLine, ...]:
+    digests = {(model.name, model.version): model.source_digest for entry in servers for model in entry.info.models}
+    keys = sorted({(call.model, call.version, call.numeric_kind) for call in calls if call.numeric_kind})
+    return tuple(
+        ModelLine(
+            name=name,
+            version=version,
+            numeric_kind=kind,
+            rows=sum(
+                call.rows for call in calls if (call.model, call.version, call.numeric_kind) == (name, version, kind)
+            ),
+            requests=sum(
+                call.requests
+                for call in calls
+                if (call.model, call.version, call.numeric_kind) == (name, version, kind)
+            ),
+            source_digest=digests.get((name, version), ""),
+        )
+        for name, version, kind in keys
+    )
+
+
+# Tables ---------------------------------------------------------------------
+
+
+def _summary(report: Report) -> Table:
+    table = Table(title="What happened", show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_row("events in / out", f"{report.events_in} / {report.events_out}")
+    table.add_row("chunks", str(report.chunks))
+    table.add_row("rows inferred", str(report.rows))
+    for model in report.models:
+        table.add_row(f"  {model.name} v{model.version} ({model.numeric_kind})", str(model.rows))
+    table.add_row("requests", str(report.requests))
+    table.add_row("retries / failovers", f"{report.retries} / {report.failovers}")
+    table.add_row("wall time", f"{report.wall_s:.1f} s")
+    table.add_row("chunks waited for inference", f"{report.waiting_s:.2f} s")
+    return table
+
+
+def _servers(report: Report) -> Table:
+    table = Table(title="Servers", title_justify="left")
+    for name in ("server", "device", "node"):
+        table.add_column(name)
+    for name in ("rows", "p50 ms", "p99 ms", "queue ms", "compute ms"):
+        table.add_column(name, justify="right")
+    for line in report.servers:
+        device = line.kind if line.fidelity == "hardware" else f"{line.kind} ({line.fidelity})"
+        numbers = (line.p50_ms, line.p99_ms, line.queue_ms, line.compute_ms)
+        table.add_row(line.id, device, line.node, str(line.rows), *(_number(number) for number in numbers))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

@@ -1,0 +1,296 @@
+"""The agent: runs in a block, owns one Triton, and speaks for it to the registry.
+
+starting ── models answer ──▶ ready ── SIGTERM, walltime, pool's wish ──▶ draining ──▶ gone
+└────────── Triton ends, Triton hangs, registry unreachable for one lease ─────────▶ gone
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sonic_parsl.errors import InferenceError, PoolLostError, ServerStartError, SonicError
+from sonic_parsl.protocol import (
+    VERSION,
+    Drain,
+    Join,
+    Leave,
+    PoolRef,
+    Renew,
+    ServedModel,
+    ServerInfo,
+    ServerLoad,
+    ServerState,
+)
+from sonic_parsl.repository import read, served
+from sonic_parsl.rpc import RegistryStub
+from sonic_parsl.server import job
+from sonic_parsl.server.probe import probe
+from sonic_parsl.server.runtimes import TritonOptions, runtime
+from sonic_parsl.server.spec import ServerSpec
+from sonic_parsl.server.triton import Triton, start
+
+logger = logging.getLogger("sonic_parsl.agent")
+
+DRAIN_NOTICE_S = 0.5
+"""Clients follow the table; this is how long the news that a server drains is given to reach them."""
+
+
+@dataclass(frozen=True)
+class End:
+    """Why an agent ends.
+
+    Attributes
+    ----------
+    failed
+        True where nobody wanted it to.
+    drain_s
+        What is in flight gets so many seconds.
+    """
+
+    reason: str
+    failed: bool = False
+    drain_s: float = 0.0
+    stderr: str = ""
+
+
+@dataclass
+class Agent:
+    """One server's spokesman."""
+
+    spec: ServerSpec
+    info: ServerInfo
+    registry: RegistryStub
+    state: ServerState = "starting"
+    load: ServerLoad = field(default_factory=ServerLoad)
+    ended: asyncio.Future[End] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def end(self, end: End) -> None:
+        """Say why it is to end; the first reason stays."""
+        if not self.ended.done():
+            logger.info("Server %s ends: %s", self.info.id, end.reason)
+            self.ended.set_result(end)
+
+    def drain(self, reason: str) -> None:
+        """End after what is in flight."""
+        self.end(End(reason=reason, drain_s=self.spec.drain_s))
+
+    async def run(self, scratch: Path) -> End:
+        """Serve until there is a reason to end; return it. Triton is gone then, and the registry knows."""
+        async with self._task(self._keep_lease(None)):
+            starting = asyncio.ensure_future(self._start(scratch / "triton.log"))
+            either: set[asyncio.Future[Any]] = {starting, self.ended}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+            try:
+                triton = await starting
+            except asyncio.CancelledError:
+                return await self._leave(self.ended.result())
+            except SonicError as error:
+                return await self._leave(End(reason=error.message, failed=True))
+        try:
+            return await self._leave(await self._serve(triton), triton)
+        finally:
+            await triton.stop(0.0)
+
+    async def _start(self, log: Path) -> Triton:
+        await self._join()
+        timeout_s = self.spec.start_timeout_s
+        try:
+            return await asyncio.wait_for(self._bring_up(log), timeout_s)
+        except asyncio.TimeoutError:
+            tail = log.read_text(errors="replace")[-2000:]
+            raise ServerStartError(f"Triton was not ready after {timeout_s:g} s.\n{tail}") from None
+
+    async def _bring_up(self, log: Path) -> Triton:
+        options = TritonOptions(
+            repository=self.spec.repository,
+            models=self.spec.models,
+            address=self.spec.address,
+            port=0,
+            exit_timeout_s=max(1, round(self.spec.drain_s)),
+        )
+        engine = runtime(self.spec.runtime, image=self.spec.image, binary=self.spec.binary, gpu=self.spec.gpu)
+        triton = await start(engine, options, port_range=self.spec.port_range, log=log)
+        try:
+            models = await self._models(triton)
+            for model in models:
+                await probe(triton.stub, model, timeout_s=self.spec.start_timeout_s)
+        except BaseException:
+            await triton.stop(0.0)
+            raise
+        self.info = replace(self.info, address=triton.address, models=models)
+        return triton
+
+    async def _models(self, triton: Triton) -> tuple[ServedModel, ...]:
+        """Return what Triton says it serves, with digests and tags from the repository."""
+        folders = read(self.spec.repository, self.spec.models)
+        known = {(model.name, model.version): model for folder in folders for model in served(folder)}
+        models = []
+        for name in self.spec.models:
+            for model in await triton.stub.served(name, timeout_s=self.spec.start_timeout_s):
+                ours = known[name, model.version]
+                models.append(
+                    replace(ours, max_batch_size=model.max_batch_size, inputs=model.inputs, outputs=model.outputs)
+                )
+        return tuple(models)
+
+    async def _serve(self, triton: Triton) -> End:
+        """Be ready until there is a reason to end."""
+        self.state = "ready"
+        await self._join()
+        logger.info("Server %s is ready at %s", self.info.id, self.info.address)
+        async with (
+            self._task(self._keep_lease(triton)),
+            self._task(self._watch_triton(triton)),
+            self._task(self._watch_walltime()),
+        ):
+            return await asyncio.shield(self.ended)
+
+    async def _leave(self, end: End, triton: Triton | None = None) -> End:
+        """Drain, stop Triton, tell the registry."""
+        with contextlib.suppress(PoolLostError):
+            if triton is not None and end.drain_s and triton.exit_code is None:
+                await self.registry.call(Drain(server_id=self.info.id, reason=end.reason))
+                async with self._task(self._keep_lease(None)):
+                    await asyncio.sleep(DRAIN_NOTICE_S)
+                    await self._hear(triton)
+                    await triton.stop(end.drain_s)
+            elif triton is not None:
+                await triton.stop(0.0)
+            await self.registry.call(
+                Leave(
+                    server_id=self.info.id,
+                    block_id=self.info.block_id,
+                    group=self.info.group,
+                    failed=end.failed,
+                    reason=end.reason,
+                    stderr=end.stderr,
+                    load=self.load,
+                )
+            )
+        return end
+
+    # Why it ends --------------------------------------------------------------
+
+    async def _keep_lease(self, triton: Triton | None) -> None:
+        """Renew the lease, only while Triton answers; end when either side is silent for a lease."""
+        heard_triton = heard_registry = time.monotonic()
+        while True:
+            await asyncio.sleep(self.spec.lease_s / 3)
+            if triton is None or await self._hear(triton):
+                heard_triton = time.monotonic()
+                if await self._renew():
+                    heard_registry = time.monotonic()
+            elif time.monotonic() - heard_triton > self.spec.lease_s:
+                self.end(End(reason=f"Triton did not answer for {self.spec.lease_s:g} s", failed=True))
+            if time.monotonic() - max(heard_registry, heard_triton - self.spec.lease_s) > self.spec.lease_s:
+                self.end(End(reason=f"the registry could not be reached for {self.spec.lease_s:g} s", failed=True))
+
+    async def _hear(self, triton: Triton) -> bool:
+        """Ask Triton for its statistics; return whether it answered."""
+        try:
+            self.load = await triton.stub.load(timeout_s=self.spec.lease_s / 3)
+        except InferenceError:
+            return False
+        return True
+
+    async def _renew(self) -> bool:
+        """Renew the lease; return whether the registry answered."""
+        try:
+            ack = await self.registry.call(Renew(server_id=self.info.id, load=self.load))
+            if ack.drain:
+                self.drain("the pool asked it to")
+            elif not ack.known:
+                await self._join()
+        except PoolLostError:
+            return False
+        return True
+
+    async def _watch_triton(self, triton: Triton) -> None:
+        code = await triton.wait_exit()
+        self.end(End(reason=f"Triton ended by itself with exit code {code}", failed=True, stderr=triton.stderr_tail()))
+
+    async def _watch_walltime(self) -> None:
+        if self.info.ends_at is not None:
+            await asyncio.sleep(max(0.0, self.info.ends_at - self.spec.drain_before_s - time.time()))
+            self.drain("its walltime ends soon")
+
+    async def _join(self) -> None:
+        await self.registry.call(Join(version=VERSION, info=self.info, state=self.state, lease_s=self.spec.lease_s))
+
+    @contextlib.asynccontextmanager
+    async def _task(self, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+        """Run `work` beside the block, and end the agent if it fails."""
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(self._note_crash)
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    def _note_crash(self, task: asyncio.Future[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.end(End(reason=f"{type(error).__name__}: {error}", failed=True))
+
+
+def _describe_self(spec: ServerSpec, block_id: str) -> ServerInfo:
+    return ServerInfo(
+        id=f"{spec.group}-{block_id}-{uuid.uuid4().hex[:6]}",
+        group=spec.group,
+        kind=spec.kind,
+        fidelity=spec.fidelity,
+        node=socket.gethostname(),
+        address="",
+        block_id=block_id,
+        job_id=job.job_id(os.environ),
+        models=(),
+        ends_at=job.ends_at(os.environ, started_at=time.time(), walltime_s=spec.walltime_s),
+    )
+
+
+async def serve(spec: ServerSpec, block_id: str) -> End:
+    """Run one server from start to end."""
+    agent = Agent(spec, _describe_self(spec, block_id), RegistryStub(PoolRef.from_environment()))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, agent.drain, f"it was sent {number.name}")
+    try:
+        with tempfile.TemporaryDirectory(prefix="sonic-parsl-agent-") as scratch:
+            return await agent.run(Path(scratch))
+    finally:
+        await agent.registry.close()
+
+
+@click.command()
+@click.option("--spec", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True)
+@click.option("--block", required=True)
+def main(spec: Path, block: str) -> None:
+    """Run one inference server of a pool; the pool's owner starts it on the server's node."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        end = asyncio.run(serve(ServerSpec.read(spec), block))
+    except SonicError as error:
+        end = End(reason=str(error), failed=True)
+    if end.failed:
+        raise SystemExit(f"{end.reason}\n{end.stderr}".strip())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What an agent is told to serve, and how: written by the pool's owner, read on the server's node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sonic_parsl.devices import Fidelity
+from sonic_parsl.errors import ConfigError
+from sonic_parsl.ports import PortRange
+from sonic_parsl.protocol import LEASE_S, decode, encode
+
+
+@dataclass(frozen=True)
+class ServerSpec:
+    """A server of a group.
+
+    Attributes
+    ----------
+    group, kind, fidelity
+        Server group, device kind, and whether it is the device itself.
+    repository
+        Triton model repository.
+    models
+        Which of its models to serve.
+    runtime, image, binary
+        How Triton is started; see :mod:`sonic_parsl.server.runtimes`.
+    gpu
+        True where Triton needs the node's GPUs.
+    address, port_range
+        Where Triton listens.
+    lease_s
+        The registry forgets the server when it hears nothing for so many seconds; a server that does not
+        reach the registry for so long ends.
+    start_timeout_s
+        The models must answer within so many seconds.
+    drain_s
+        What is in flight at the end gets so many seconds.
+    walltime_s
+        The job's length, where the batch system does not say on the node.
+    drain_before_s
+        Drain this long before the walltime ends.
+    """
+
+    group: str
+    repository: Path
+    models: tuple[str, ...]
+    kind: str = "cpu"
+    fidelity: Fidelity = "hardware"
+    runtime: str = "wheel"
+    image: str | None = None
+    binary: str | None = None
+    gpu: bool = False
+    address: str = "127.0.0.1"
+    port_range: PortRange | None = None
+    lease_s: float = LEASE_S
+    start_timeout_s: float = 300.0
+    drain_s: float = 20.0
+    walltime_s: float | None = None
+    drain_before_s: float = 120.0
+
+    def write(self, path: Path) -> None:
+        """Write to `path` as JSON."""
+        path.write_bytes(encode(self))
+
+    @classmethod
+    def read(cls, path: Path) -> ServerSpec:
+        """Read what :meth:`write` wrote.
+
+        Raises
+        ------
+        ConfigError
+            The file cannot be read.
+        """
+        try:
+            return decode(cls, path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"The server's description {path} cannot be read: {error.strerror}.") from None

@@ -1,0 +1,270 @@
+"""Site files: what a site offers for workers and servers, as YAML, checked before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from sonic_parsl.devices import BUILT_IN, Device, Family, Fidelity
+from sonic_parsl.errors import ConfigError
+from sonic_parsl.protocol import LEASE_S
+
+Provider = Literal["local", "slurm", "htcondor", "gridengine", "pbspro", "lsf"]
+RuntimeName = Literal["wheel", "host", "apptainer"]
+PACKAGED_MODELS = "packaged"
+"""Word in a site file for the model repository that comes with sonic-parsl."""
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_kebab)
+
+
+def _as_range(value: object) -> object:
+    return {"min": value, "max": value} if isinstance(value, int) else value
+
+
+class Count(_Section):
+    """How many, at least and at most."""
+
+    min: Annotated[int, Field(ge=0)] = 1
+    max: Annotated[int, Field(ge=0)] = 1
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Count:
+        if self.min > self.max:
+            msg = f"min is {self.min}, which is more than max, {self.max}"
+            raise ValueError(msg)
+        return self
+
+
+Range = Annotated[Count, BeforeValidator(_as_range)]
+
+
+class Job(_Section):
+    """How a job of this site is asked for.
+
+    Attributes
+    ----------
+    provider
+        Batch system, or ``local`` for processes on this machine.
+    worker_init
+        Shell lines that prepare the environment on the node.
+    options
+        Further arguments of Parsl's provider, by their names in Parsl.
+    """
+
+    provider: Provider = "local"
+    worker_init: str = ""
+    options: dict[str, Any] = {}
+
+
+class Workers(Job):
+    """Where the chunks of an analysis run.
+
+    Attributes
+    ----------
+    count
+        Blocks, at least and at most.
+    workers_per_node
+        Processes on a node.
+    """
+
+    count: Range = Count()
+    workers_per_node: Annotated[int, Field(ge=1)] = 2
+
+
+class ServerGroup(Job):
+    """Servers of one kind; see :class:`sonic_parsl.executors.ServerExecutor` for what each setting does.
+
+    Attributes
+    ----------
+    models
+        Folder of a Triton model repository, relative to the site file; ``packaged`` is the one of sonic-parsl.
+    serve
+        Names of the models to serve; all by default.
+    """
+
+    device: str = "cpu"
+    count: Range = Count()
+    runtime: RuntimeName = "wheel"
+    image: str | None = None
+    binary: str | None = None
+    models: str = PACKAGED_MODELS
+    serve: list[str] | None = None
+    address: str = "127.0.0.1"
+    start_timeout: Annotated[float, Field(gt=0)] = 300.0
+    lease: Annotated[float, Field(ge=3)] = LEASE_S
+    walltime: Annotated[float, Field(gt=0)] | None = None
+
+
+class DeviceKind(_Section):
+    """A kind of device of this site."""
+
+    family: Family
+    fidelity: Fidelity = "hardware"
+
+
+class Driver(_Section):
+    """Where the driver can be reached.
+
+    Attributes
+    ----------
+    address
+        IPv4 address of the driver's machine that the nodes can reach.
+    port_range
+        First and last port for the registry, the servers and Parsl's interchange.
+    run_dir
+        Folder, seen by all nodes, for the files of runs; the user's state folder by default.
+    """
+
+    address: str = "127.0.0.1"
+    port_range: tuple[int, int] | None = None
+    run_dir: Path | None = None
+
+    @model_validator(mode="after")
+    def _check_ports(self) -> Driver:
+        if self.port_range is not None and not 1024 <= self.port_range[0] <= self.port_range[1] <= 65535:
+            msg = f"port-range {list(self.port_range)} is not [first, last] with 1024 <= first <= last <= 65535"
+            raise ValueError(msg)
+        return self
+
+
+class Allocation(_Section):
+    """When a server group grows and shrinks between its minimum and maximum.
+
+    Attributes
+    ----------
+    queue_ms
+        Requests that wait longer than this in the servers, on average, ask for one more server.
+    idle
+        Without a request for so many seconds, a group shrinks to its minimum.
+    """
+
+    queue_ms: Annotated[float, Field(gt=0)] = 50.0
+    idle: Annotated[float, Field(gt=0)] = 120.0
+
+
+class SiteFile(_Section):
+    """A site: workers, server groups, and what connects them."""
+
+    workers: Workers = Workers()
+    servers: Annotated[dict[str, ServerGroup], Field(min_length=1)]
+    devices: dict[str, DeviceKind] = {}
+    driver: Driver = Driver()
+    allocation: Allocation = Allocation()
+
+    @model_validator(mode="after")
+    def _check_devices(self) -> SiteFile:
+        known = {*BUILT_IN, *self.devices}
+        for name, group in self.servers.items():
+            if group.device not in known:
+                msg = f"servers.{name}.device is {group.device!r}; known are {', '.join(sorted(known))}"
+                raise ValueError(msg)
+        return self
+
+    def device(self, kind: str) -> Device:
+        """Return the record of a kind of device."""
+        if kind in self.devices:
+            record = self.devices[kind]
+            return Device(kind=kind, family=record.family, fidelity=record.fidelity)
+        return BUILT_IN[kind]
+
+
+# Finding and reading -------------------------------------------------------
+
+
+def packaged_folder() -> Path:
+    """Folder of the site files that come with sonic-parsl."""
+    return Path(__file__).parent / "configs"
+
+
+def user_folder() -> Path:
+    """Folder of the user's own site files."""
+    return platformdirs.user_config_path("sonic-parsl") / "sites"
+
+
+def find(name: str) -> Path:
+    """Return the site file `name`: a path, else one of the user's, else a packaged one.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
+    candidates = [Path(name), *(folder / f"{name}.yaml" for folder in (user_folder(), packaged_folder()))]
+    for path in candidates:
+        if path.is_file():
+            return path
+    known = sorted({path.stem for folder in (user_folder(), packaged_folder()) for path in folder.glob("*.yaml")})
+    raise ConfigError(
+        f"There is no site '{name}'.",
+        hint=f"Give the path of a site file, or one of: {', '.join(known)}. Your own go to {user_folder()}.",
+    )
+
+
+def read(path: Path) -> SiteFile:
+    """Read and check a site file.
+
+    Raises
+    ------
+    ConfigError
+        It is no YAML, or something in it is wrong: each problem in a line, with the nearest right key.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} is not a site file.", hint="It should be a mapping with the key 'servers'.")
+    try:
+        return SiteFile.model_validate(data)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_sentence(item)}" for item in error.errors(include_url=False))
+        raise ConfigError(f"{path} is wrong:\n{problems}") from None
+
+
+def _sentence(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{where}: there is no such key.{_nearest(item['loc'])}"
+    if item["type"] == "missing":
+        return f"{where}: this key is missing."
+    text = str(item["msg"]).removeprefix("Value error, ")
+    return f"{where}: {text}." if where else f"{text}."
+
+
+def _nearest(loc: tuple[int | str, ...]) -> str:
+    """Return a hint with the known keys at this place of the file."""
+    section: Any = SiteFile
+    for part in loc[:-1]:
+        section = _step(section, str(part))
+    if section is None:
+        return ""
+    known = sorted(field.alias or name for name, field in section.model_fields.items())
+    close = difflib.get_close_matches(str(loc[-1]).replace("_", "-"), known, n=1)
+    return f" Did you mean '{close[0]}'?" if close else f" Known are {', '.join(known)}."
+
+
+_MAPPINGS: dict[str, type[_Section]] = {"servers": ServerGroup, "devices": DeviceKind}
+
+
+def _step(section: Any, part: str) -> Any:
+    """Follow one part of a place in the file to the section it names."""
+    if section is None:
+        return None
+    if isinstance(section, str):  # the name of a group or of a kind, under one of the mappings
+        return _MAPPINGS[section]
+    if section is SiteFile and part in _MAPPINGS:
+        return part
+    fields = {field.alias or name: field for name, field in section.model_fields.items()}
+    kind = fields[part].annotation if part in fields else None
+    return kind if isinstance(kind, type) and issubclass(kind, _Section) else None

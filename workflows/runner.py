@@ -1,0 +1,59 @@
+"""Run an analysis at a site, and keep what came out of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import coffea.util
+from coffea.processor import Runner
+
+from sonic_parsl.errors import ConfigError
+from sonic_parsl.executors.pool_line import PoolLine
+from sonic_parsl.executors.site import Site
+from sonic_parsl.report import Report
+from sonic_parsl.workflows.loader import Fileset, Workflow
+from sonic_parsl.workflows.pictures import draw_all
+
+
+def run(workflow: Workflow, site: Site, fileset: Fileset, *, chunksize: int) -> tuple[Any, Report]:
+    """Run `workflow` over `fileset` with the workers and servers of `site`.
+
+    Parameters
+    ----------
+    chunksize
+        Events of a chunk, at most.
+
+    Returns
+    -------
+    tuple
+        What the processor returned, accumulated, and the report.
+    """
+    with PoolLine(site.pool, coffea.util.coffea_console):
+        site.wait_ready()
+        runner = Runner(executor=site.coffea_executor(), schema=workflow.schema, chunksize=chunksize)
+        output = runner(fileset, workflow.processor)
+    return output, site.report()
+
+
+def keep(workflow: Workflow, output: Any, report: Report, folder: Path) -> list[Path]:
+    """Write the accumulator, the pictures and the report to `folder`; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    accumulator = folder / f"{workflow.name}.coffea"
+    coffea.util.save(output, str(accumulator))
+    pictures = workflow.draw(output, folder) if workflow.draw else draw_all(output, folder)
+    report.write(folder / "report.json")
+    return [*pictures, folder / "report.json", accumulator]
+
+
+def input_of(workflow: Workflow) -> Fileset:
+    """Return the workflow's own input.
+
+    Raises
+    ------
+    ConfigError
+        It has none.
+    """
+    if workflow.fileset is None:
+        raise ConfigError(f"{workflow.name} brings no input of its own.", hint="Name ROOT files or a fileset JSON.")
+    return workflow.fileset()

@@ -1,0 +1,3 @@
+"""How the models under ``workflows/models`` were made; needs ``onnx``, which serving them does not."""
+
+from __future__ import annotations
