@@ -144,7 +144,9 @@ class Site:
     def _stop(self) -> None:
         """Clean up; keep the logs of a run whose pool was lost."""
         if hasattr(self, "dfk"):
+            parsl_log = _parsl_log_handler(self.dfk)
             self.dfk.cleanup()
+            parsl_log.close()
         self.pool.close()
         if not hasattr(self, "_log_handler"):
             return
@@ -296,6 +298,12 @@ def _put_own_bin_on_path() -> None:
     own, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
     if path.split(os.pathsep)[0] != own:
         os.environ["PATH"] = os.pathsep.join([own, path])
+
+
+def _parsl_log_handler(dfk: DataFlowKernel) -> logging.Handler:
+    """Return what writes parsl.log: Parsl lets go of it at its cleanup without closing it."""
+    handlers = logging.getLogger("parsl").handlers
+    return next(handler for handler in handlers if getattr(handler, "baseFilename", "").startswith(dfk.run_dir))
 
 
 def _log_to(path: Path) -> logging.Handler:

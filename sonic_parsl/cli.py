@@ -55,9 +55,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 @click.option("--debug", is_flag=True, help="Show tracebacks and log messages.")
 def main(*, debug: bool) -> None:
     """Send inference of coffea and Parsl jobs to a pool of Triton servers."""
-    logging.basicConfig(level=logging.INFO if debug else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
-    if not debug:
-        logging.getLogger("parsl").setLevel(logging.CRITICAL)
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.INFO if debug else logging.ERROR)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    # Parsl's own log goes to its file; its errors reach the user as exceptions.
+    logging.getLogger("" if debug else "sonic_parsl").addHandler(handler)
     signal.signal(signal.SIGTERM, _interrupt)
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from sonic_parsl.client.call import Call
+from sonic_parsl.client.scope import current_scope
 from sonic_parsl.client.session import session
 from sonic_parsl.columns import (
     Answer,
@@ -243,7 +244,8 @@ def ask(model: Model, array: ArrayLike, service: Callable[[], Service]) -> tuple
             return empty_record(batch.axes, model.outputs), None
         return _send(model, batch, service())
     except (InputError, ConfigError) as error:
-        raise error.at(model=model.name) from None
+        chunk = current_scope().chunk
+        raise error.at(model=model.name, chunk=str(chunk) if chunk else None) from None
 
 
 def _send(model: Model, batch: Batch, service: Service) -> tuple[ak.Array, Call]:

@@ -38,5 +38,11 @@ def choose(candidates: Sequence[C], rng: random.Random, avoid: Collection[str] =
         Ids of servers that are chosen only when there is no other.
     """
     pool = [candidate for candidate in candidates if candidate.server_id not in avoid] if avoid else candidates
-    pair = rng.sample(pool or candidates, min(2, len(pool or candidates)))
-    return min(pair, key=lambda candidate: candidate.rows_in_flight)
+    pool = pool or candidates
+    count = len(pool)
+    if count == 1:
+        return pool[0]
+    first = int(rng.random() * count)
+    second = (first + 1 + int(rng.random() * (count - 1))) % count
+    one, other = pool[first], pool[second]
+    return other if other.rows_in_flight < one.rows_in_flight else one

@@ -9,9 +9,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any
 
 import grpc.aio
 
@@ -187,8 +185,9 @@ class Dispatcher:
             able.remove(link)
         self._bytes_in_flight += request.nbytes
         # A task that is cancelled before its first step runs none of its code: _settle is its callback.
-        request.task = self._task(self._attempt(request, link, now))
-        request.task.add_done_callback(lambda _: self._settle(request, link))
+        request.task = asyncio.get_running_loop().create_task(self._attempt(request, link, now))
+        self._tasks.add(request.task)
+        request.task.add_done_callback(lambda task: self._settle(task, request, link))
         return True
 
     async def _attempt(self, request: Request, link: Link, sent: float) -> None:
@@ -206,7 +205,8 @@ class Dispatcher:
         else:
             self._answered(request, link, time.monotonic() - sent)
 
-    def _settle(self, request: Request, link: Link) -> None:
+    def _settle(self, task: asyncio.Task[None], request: Request, link: Link) -> None:
+        self._tasks.discard(task)
         request.job.in_flight.discard(request)
         link.release(request)
         self._bytes_in_flight -= request.nbytes
@@ -251,15 +251,11 @@ class Dispatcher:
 
     # Tasks and timers ----------------------------------------------------------
 
-    def _task(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
     def _close_if_idle(self, link: Link) -> None:
-        if self._links.get(link.server_id) is not link and not link.in_flight:
-            self._task(link.close())
+        if not link.in_flight and self._links.get(link.server_id) is not link:
+            task = asyncio.get_running_loop().create_task(link.close())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def _arm(self, job: Job) -> None:
         delay = max(0.0, job.deadline - time.monotonic())

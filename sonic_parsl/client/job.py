@@ -60,7 +60,13 @@ class Request:
 
 
 class Job:
-    """A call's work. Used in the event loop only, but for its making."""
+    """A call's work. Used in the event loop only, but for its making.
+
+    Attributes
+    ----------
+    done
+        True when the reader has its outcome, or wants none.
+    """
 
     def __init__(self, call: Call, tensors: Mapping[str, Array], parts: list[slice], *, deadline: float) -> None:
         self.call = call
@@ -73,17 +79,13 @@ class Job:
         self.count = len(parts)
         self.split = len(parts) > 1
         self.attempts = 0
+        self.done = False
         self.numeric_kind: str | None = None
         self.last_error: SonicError | None = None
         self.timer: asyncio.TimerHandle | None = None
         size = row_bytes(self.model, tensors, call.ledger.rows)
         self.waiting = deque(Request(self, i, part, size * (part.stop - part.start)) for i, part in enumerate(parts, 1))
         self.in_flight: set[Request] = set()
-
-    @property
-    def done(self) -> bool:
-        """True when the reader has its outcome, or wants none."""
-        return self.call.done()
 
     def sending(self, request: Request, server_id: str) -> None:
         """Count an attempt at a request."""
@@ -123,6 +125,7 @@ class Job:
         self._release()
 
     def _release(self) -> None:
+        self.done = True
         if self.timer:
             self.timer.cancel()
         for request in tuple(self.in_flight):

@@ -50,13 +50,14 @@ class Scope:
         self._pending: set[Call] = set()
         self._ledgers: list[Ledger] = []
         self._older: tuple[CallRecord, ...] = ()
+        self._fold_at = 2 * KEPT_CALLS
 
     def add(self, call: Call) -> None:
         """Count a call in, until its end."""
         with self._lock:
             self._pending.add(call)
             self._ledgers.append(call.ledger)
-            if self.chunk is None and len(self._ledgers) >= 2 * KEPT_CALLS:
+            if self.chunk is None and len(self._ledgers) >= self._fold_at:
                 self._fold()
         call.add_done_callback(lambda _: self._done(call))
 
@@ -91,6 +92,7 @@ class Scope:
         gone = set(map(id, old))
         self._older = merged((*self._older, *(ledger.record() for ledger in old)))
         self._ledgers = [ledger for ledger in self._ledgers if id(ledger) not in gone]
+        self._fold_at = len(self._ledgers) + KEPT_CALLS
 
 
 _outside = Scope()

@@ -48,6 +48,7 @@ class Session:
         self._problem: PoolError | None = None
         self._closed = False
         self._resume = False
+        self._woken = False
         self._inbox: deque[Callable[[], None]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._new_locks()
@@ -210,14 +211,16 @@ class Session:
         """Let the loop do something: now, or when there is one again."""
         self._inbox.append(action)
         loop = self._loop
-        # A loop that has just ended raises; the next one begins by reading the inbox.
-        with suppress(RuntimeError):
-            if loop is not None:
+        if loop is not None and not self._woken:
+            self._woken = True  # once for all that comes until it reads
+            # A loop that has just ended raises; the next one begins by reading the inbox.
+            with suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._drain_inbox)
         if self._closed:
             self._drain_inbox()
 
     def _drain_inbox(self) -> None:
+        self._woken = False
         while True:
             try:
                 action = self._inbox.popleft()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -46,7 +45,6 @@ class Answer:
         self._rows = rows
         self._context = context
         self._columns: dict[str, Array] = {}
-        self._lock = threading.Lock()
 
     def columns(self) -> dict[str, Array]:
         """Return for each class a contiguous array of shape (rows,), in the declared type.
@@ -58,11 +56,12 @@ class Answer:
         SonicError
             Whatever the call failed with.
         """
-        with self._lock:
-            if self._fetch is not None:
-                self._columns = self._split(self._fetch())
-                self._fetch = None  # the tensors may go now
-            return self._columns
+        fetch = self._fetch
+        if fetch is not None:
+            # No lock: one held here by another thread would block a process forked meanwhile.
+            self._columns = self._split(fetch())
+            self._fetch = None  # the tensors may go now
+        return self._columns
 
     def column(self, name: str) -> Array:
         """Return one of :meth:`columns`."""

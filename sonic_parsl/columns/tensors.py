@@ -52,7 +52,7 @@ class Batch:
     rows
         Number of rows.
     parts
-        What becomes the tensors; empty where there is no row.
+        What becomes the tensors.
     """
 
     axes: tuple[Layout, ...]
@@ -181,15 +181,14 @@ def _write_mask(counts: Array, out: Array) -> None:
 
 def _real(counts: Array, length: int) -> Array:
     """Tell which places of the padded lists hold an entry, shape (rows, length)."""
-    real: Array = np.arange(length) < counts[:, None]
-    return real
+    return np.asarray(np.arange(length) < counts[:, None])
 
 
 def _kept(counts: Array, length: int) -> Array:
     """Return where the entries that are not cut off stand among all entries."""
     kept = np.minimum(counts, length)
     cut_before = np.cumsum(counts - kept) - (counts - kept)
-    return np.arange(int(kept.sum())) + np.repeat(cut_before, kept)
+    return np.asarray(np.arange(int(kept.sum())) + np.repeat(cut_before, kept))
 
 
 def _common_counts(columns: Sequence[Column]) -> Array:
@@ -292,17 +291,24 @@ def fit(shape: tuple[int, ...], wanted: tuple[int, ...], *, tensor: str) -> tupl
     InputError
         It does not fit.
     """
-    if _agrees(shape, wanted):
-        return shape
-    sizes = tuple(size for size in shape if size != 1)
-    if not _agrees(sizes, tuple(size for size in wanted if size != 1)):
+    fitted = _align(shape, wanted)
+    if fitted is None:
         raise InputError(
             f"Tensor '{tensor}' takes rows of shape {wanted}, the input has rows of shape {shape}.",
             hint="-1 is any size; compare the fields and lengths in inputs with the model's configuration.",
         )
-    left = iter(sizes)
-    return tuple(1 if size == 1 else next(left) for size in wanted)
+    return fitted
 
 
-def _agrees(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    return len(shape) == len(wanted) and all(b in {-1, a} for a, b in zip(shape, wanted, strict=True))
+def _align(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...] | None:
+    if not shape and not wanted:
+        return ()
+    if shape and wanted and wanted[0] in {-1, shape[0]}:
+        rest = _align(shape[1:], wanted[1:])
+        if rest is not None:
+            return (shape[0], *rest)
+    if wanted and wanted[0] == 1:
+        rest = _align(shape, wanted[1:])
+        if rest is not None:
+            return (1, *rest)
+    return _align(shape[1:], wanted) if shape and shape[0] == 1 else None

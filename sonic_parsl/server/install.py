@@ -313,7 +313,7 @@ def _write_our_backend(folder: Path) -> None:
 def _install(where: Sequence[str], what: Sequence[str]) -> None:
     """Install packages with pip, which knows the user's index; with uv where there is no fit pip."""
     if pip_problem(_pip_version()) is None:
-        command = ["pip", *where, "install", "--quiet", "--no-compile", "--disable-pip-version-check", *what]
+        command = ["pip", *where, "install", "--quiet", "--disable-pip-version-check", *what]
     else:
         command = ["uv", "pip", "install", "--quiet", *where, *what]
     _run([sys.executable, "-m", *command])

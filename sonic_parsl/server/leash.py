@@ -1,7 +1,7 @@
 """Ties a command's life to that of the process that started it: where the parent is killed, the kernel ends the command.
 
 Run as a script (``python -I -S leash.py SIGNAL PARENT COMMAND...``) this imports
-nothing of the project: it adds some 15 ms to a start, and the command replaces it.
+nothing of the project: it adds some 25 ms to a start, and the command replaces it.
 """
 
 from __future__ import annotations

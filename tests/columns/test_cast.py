@@ -19,7 +19,7 @@ FLOATS = ["f2", "f4", "f8"]
 TYPES = st.sampled_from(["?", *INTEGERS, *FLOATS])
 
 
-def holds(dtype: np.dtype[Any], value: bool | int | float) -> bool:
+def holds(dtype: np.dtype[Any], value: bool | float) -> bool:
     """Tell by Python's own unlimited integers whether `dtype` can hold `value`."""
     if dtype.kind == "b":
         return value in {0, 1}

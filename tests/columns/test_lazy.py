@@ -55,7 +55,9 @@ def test_only_the_declared_type_and_shape_pass(array: Array, rows: int) -> None:
 )
 def test_values_arrive_contiguous_and_native_however_they_lie_in_memory(right: Array) -> None:
     array = record(lambda: {"p": right})
-    assert array.type == ak.types.ArrayType(ak.types.RecordType([ak.types.NumpyType("float32")] * 3, ["a", "b", "c"]), 2)
+    assert array.type == ak.types.ArrayType(
+        ak.types.RecordType([ak.types.NumpyType("float32")] * 3, ["a", "b", "c"]), 2
+    )
     for i, name in enumerate("abc"):
         column = ak.to_numpy(array[name])
         assert column.flags.c_contiguous

@@ -55,7 +55,7 @@ class RunningTriton:
 def running_triton(repository: Path, models: tuple[str, ...], log: Path) -> Iterator[RunningTriton]:
     """Start a Triton and wait until it is ready; leave nothing of it."""
     port = free_port("127.0.0.1")
-    options = TritonOptions(repository, models, "127.0.0.1", port, exit_timeout_s=2)
+    options = TritonOptions(repository, models, "127.0.0.1", port)
     command = WheelRuntime().command(options)
     with (
         log.open("wb") as output,
@@ -69,7 +69,8 @@ def running_triton(repository: Path, models: tuple[str, ...], log: Path) -> Iter
             children = process.children(recursive=True)
             yield triton
         finally:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
             process.wait()
             psutil.wait_procs(children, timeout=10)
             remove_shared_memory(options.shm_prefix)

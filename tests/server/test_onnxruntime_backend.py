@@ -302,8 +302,7 @@ def test_a_configuration_that_does_not_fit_the_file_is_refused_in_words(start_tr
         )
     (repository / "missing/1/model.onnx").unlink()
     (repository / "damaged/1/model.onnx").write_bytes(b"rubbish")
-    with start_triton(repository, (), tmp_path / "log") as triton:
-        with ThreadPoolExecutor() as threads:
-            refusals = dict(zip(WRONG, threads.map(lambda name: refusal(triton, name), WRONG), strict=True))
+    with start_triton(repository, (), tmp_path / "log") as triton, ThreadPoolExecutor() as threads:
+        refusals = dict(zip(WRONG, threads.map(lambda name: refusal(triton, name), WRONG), strict=True))
     for name, (_, _, message) in WRONG.items():
         assert re.search(message, refusals[name]), refusals[name]

@@ -110,7 +110,7 @@ def test_the_wheel_serves_grpc_and_listens_nowhere_else(repository: Path, start_
 def test_a_backend_the_wheel_lacks_is_seen_before_and_refused_by_triton(
     repository: Path, start_triton: Start, tmp_path: Path
 ) -> None:
-    assert WheelRuntime().backends() == {"python", "onnxruntime"}
+    assert WheelRuntime().backends() == frozenset({"python", "onnxruntime"})
     with (
         start_triton(repository, (), tmp_path / "log") as triton,
         pytest.raises(InferenceServerException, match="tensorrt"),
@@ -245,7 +245,7 @@ def test_a_tritonserver_on_path_is_used_with_the_backends_beside_it(
     monkeypatch.setenv("PATH", os.pathsep.join([str(binary.parent), f"{sys.prefix}/bin", "/usr/bin"]))
     host = HostRuntime()
     assert host.problems() == []
-    assert host.backends() == {"tensorrt"}
+    assert host.backends() == frozenset({"tensorrt"})
     command = host.command(OPTIONS)
     assert command.argv == (str(binary), "--model-repository=/data/repository", *FLAGS)
     assert command.env["CUDA_VISIBLE_DEVICES"] == ""

@@ -1,0 +1,82 @@
+"""Triton in a container image, run by apptainer or singularity: the way for machines the wheel does not fit."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from sonic_parsl.errors import ConfigError, RuntimeMissingError
+from sonic_parsl.server.runtimes.command import Command, TritonOptions, triton_flags
+
+IMAGE_REPOSITORY = "/models"
+"""Where an image finds the model repository."""
+
+BIND_SAFE = re.compile(r"[^:,]+")
+
+
+@dataclass(frozen=True)
+class ApptainerRuntime:
+    """Triton in an image, run by apptainer (or singularity).
+
+    Attributes
+    ----------
+    image
+        A SIF file, a sandbox folder, or an address such as ``docker://nvcr.io/nvidia/tritonserver:24.10-py3``.
+    gpu
+        Whether it may see NVIDIA GPUs.
+    """
+
+    image: str
+    gpu: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name a site file has for it."""
+        return "apptainer"
+
+    def problems(self) -> list[str]:
+        """Return what is missing and how to get it."""
+        found = []
+        if _apptainer() is None:
+            found.append("There is no apptainer here. Ask the site for it, load its module, or use the wheel runtime.")
+        if "://" not in self.image and not Path(self.image).exists():
+            found.append(
+                f"The image {self.image} is not there. Make it with `apptainer pull {self.image} "
+                "docker://nvcr.io/nvidia/tritonserver:24.10-py3`, on a disk that the server's node sees."
+            )
+        return found
+
+    def backends(self) -> frozenset[str] | None:
+        """Return None: what an image holds is known once it runs."""
+        return None
+
+    def command(self, options: TritonOptions) -> Command:
+        """Return the command that starts Triton."""
+        program = _apptainer()
+        if program is None:
+            raise RuntimeMissingError(self.problems()[0])
+        repository = str(options.repository.absolute())
+        if not BIND_SAFE.fullmatch(repository):
+            raise ConfigError(
+                f"Apptainer cannot bind the model repository {repository}: its path has a colon or a comma.",
+                hint="Move it, or make a link to it.",
+            )
+        env = dict(os.environ)
+        env.update(self._inside(Path(program).name.upper()))
+        nv = ("--nv",) if self.gpu else ()
+        bind = f"{repository}:{IMAGE_REPOSITORY}:ro"
+        argv = (program, "exec", "--cleanenv", "--no-home", *nv, "--bind", bind, self.image, "tritonserver")
+        return Command((*argv, *triton_flags(options, repository=IMAGE_REPOSITORY)), env)
+
+    def _inside(self, program: str) -> dict[str, str]:
+        """Return the variables by which apptainer sets those inside, which ``--cleanenv`` empties."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") if self.gpu else ""
+        inside = {"PYTHONNOUSERSITE": "1", "CUDA_VISIBLE_DEVICES": visible}
+        return {f"{program}ENV_{key}": value for key, value in inside.items() if value is not None}
+
+
+def _apptainer() -> str | None:
+    return shutil.which("apptainer") or shutil.which("singularity")

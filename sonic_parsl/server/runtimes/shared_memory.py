@@ -1,0 +1,43 @@
+"""Triton's regions of shared memory: named for one server, removed when it is gone."""
+
+from __future__ import annotations
+
+import glob
+import secrets
+from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm")
+UUID = "-".join("?" * length for length in (8, 4, 4, 4, 12))
+"""What Triton adds to the prefix of a region's name, as a glob."""
+
+IMAGE_REPOSITORY = "/models"
+"""Where an image finds the model repository."""
+
+
+def new_shm_prefix() -> str:
+    """Return a name no other server's shared memory begins with."""
+    return f"sonic-{secrets.token_hex(8)}-"
+
+
+def remove_shared_memory(prefix: str) -> int:
+    """Remove what a server that is gone left in shared memory; return how many regions.
+
+    Triton and its python stubs remove theirs, also when Triton alone is killed;
+    where all are killed at once, as batch systems do, nobody does.
+
+    Parameters
+    ----------
+    prefix
+        :attr:`TritonOptions.shm_prefix` of that server.
+
+    Raises
+    ------
+    ValueError
+        The prefix is empty: that would be everybody's.
+    """
+    if not prefix:
+        raise ValueError("an empty prefix is no server's")
+    left = list(SHARED_MEMORY.glob(f"{glob.escape(prefix)}{UUID}"))
+    for region in left:
+        region.unlink(missing_ok=True)
+    return len(left)

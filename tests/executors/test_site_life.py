@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sonic_parsl as sonic
+from sonic_parsl.errors import RepositoryError
+from tests.executors.conftest import write_site
+from tests.executors.scores import Scores, assert_scores_are_right, run
+from tests.leaks import assert_nothing_is_left
+
+
+def test_a_bad_model_repository_stops_it_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="no-such-folder"):
+        sonic.load_site(write_site(tmp_path), models=tmp_path / "no-such-folder")
+    assert_nothing_is_left()
+    assert "SONIC_PARSL_POOL" not in os.environ
+
+
+def test_an_exception_in_the_with_block_ends_everything(tmp_path: Path) -> None:
+    site = sonic.load_site(write_site(tmp_path))
+
+    def analyse() -> None:
+        with site:
+            site.wait_ready()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        analyse()
+    assert_nothing_is_left()
+    assert not site.run_dir.exists()
+
+
+def test_it_works_under_asyncio_and_from_another_thread(tmp_path: Path) -> None:
+    outcome: list[Any] = []
+
+    async def cell() -> None:
+        with sonic.load_site(write_site(tmp_path, count="1")) as site:
+            outcome.append(run(site.coffea_executor(status=False), Scores()))
+
+    thread = threading.Thread(target=lambda: asyncio.run(cell()))
+    thread.start()
+    thread.join()
+    assert_scores_are_right(outcome[0])
+    assert_nothing_is_left()
+
+
+def test_close_may_be_called_twice_and_the_site_opened_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        site = sonic.load_site(write_site(tmp_path, count="1"))
+        site.close()
+        site.close()
+    assert_nothing_is_left()

@@ -1,0 +1,85 @@
+"""What a run may leave behind: processes, temporary folders, shared memory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+MARK = "SONIC_PARSL_TEST_RUN"
+"""Environment variable that every process started by this test run inherits."""
+
+
+def mark_this_run() -> None:
+    """Let whatever is started from here on be recognised."""
+    os.environ[MARK] = uuid.uuid4().hex
+
+
+def our_processes(*words: str) -> list[psutil.Process]:
+    """Processes started by this test run, but this one, whose command line holds one of `words`, or any."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if process.environ().get(MARK) != os.environ[MARK]:
+                continue
+            line = " ".join(process.cmdline())
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if not words or any(word in line for word in words):
+            found.append(process)
+    return found
+
+
+POOL_WORDS = ("tritonserver", "triton_python_backend_stub", "sonic_parsl.server", "sonic_parsl.pool")
+"""Command lines of what a pool consists of."""
+PARSL_WORDS = ("interchange.py", "process_worker_pool")
+
+
+def leftovers() -> list[str]:
+    """Describe what is left of pools and workers that this test run started."""
+    processes = [" ".join(process.cmdline()) for process in our_processes(*POOL_WORDS, *PARSL_WORDS)]
+    return [*processes, *map(str, left_files())]
+
+
+def left_files() -> set[Path]:
+    """Temporary folders and shared memory with our names that no living process uses."""
+    found = {*Path(tempfile.gettempdir()).glob("sonic-parsl-*"), *Path("/dev/shm").glob("sonic-*")}
+    return {path for path in found if not _is_used(str(path))}
+
+
+def _is_used(path: str) -> bool:
+    for process in psutil.process_iter():
+        try:
+            names = [*(file.path for file in process.open_files()), *(area.path for area in process.memory_maps())]
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        if any(name.startswith(path) for name in names):
+            return True
+    return False
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float, what: Callable[[], object] | str = "") -> None:
+    """Wait until `condition` holds.
+
+    Raises
+    ------
+    AssertionError
+        It does not within `timeout_s` seconds; says what `what` returns then.
+    """
+    end = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {timeout_s:g} s: {what() if callable(what) else what or condition}")
+        time.sleep(0.05)
+
+
+def assert_nothing_is_left(timeout_s: float = 20.0) -> None:
+    """Wait until nothing of a pool or its workers is left."""
+    wait_until(lambda: not leftovers(), timeout_s, what=leftovers)
