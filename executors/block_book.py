@@ -33,6 +33,7 @@ class BlockBook:
         self._group = group
         self._blocks: dict[str, Block] = {}
         self._departures_read = 0
+        self._departed: set[str] = set()
         self._totals = (0, 0.0)
         self._queue_ms = 0.0
         self._active_at: float | None = None
@@ -51,7 +52,7 @@ class BlockBook:
         self._update(block_id, cancelled=True)
 
     def fail(self, block_id: str, reason: str) -> None:
-        """Note why a block failed; the first reason stays."""
+        """Note why a block failed, unless that is known already."""
         if block_id in self._blocks and self._blocks[block_id].failure is None:
             self._update(block_id, failure=reason)
 
@@ -80,15 +81,11 @@ class BlockBook:
         """Take the registry's word on the servers."""
         new, self._departures_read = departures[self._departures_read :], len(departures)
         for departure in new:
-            if departure.group == self._group and departure.failed:
-                text = f"{departure.reason}\n{departure.stderr}" if departure.stderr else departure.reason
-                self.fail(departure.block_id, text)
+            if departure.group == self._group:
+                self._depart(departure)
         entries = self._entries(table)
         for block in self.blocks:
             self._count(block, [entry for entry in entries if entry.info.block_id == block.id], now)
-        for departure in new:
-            if departure.block_id in self._blocks and not self.servers_of(departure.block_id, table):
-                self._update(departure.block_id, gone_at=now)
         self._measure(entries, now)
 
     def demand(self, now: float) -> Demand:
@@ -99,8 +96,17 @@ class BlockBook:
     def _entries(self, table: ServerTable) -> list[ServerEntry]:
         return [entry for entry in table.servers if entry.info.group == self._group]
 
+    def _depart(self, departure: Departure) -> None:
+        """Note that a server left; why it failed tells more than that its job ended, whichever is heard first."""
+        self._departed.add(departure.block_id)
+        block = self._blocks.get(departure.block_id)
+        if departure.failed and block is not None and not block.cancelled:
+            text = f"{departure.reason}\n{departure.stderr}" if departure.stderr else departure.reason
+            self._update(block.id, failure=text)
+
     def _count(self, block: Block, entries: Sequence[ServerEntry], now: float) -> None:
         states = [entry.state for entry in entries]
+        gone_at = now if block.gone_at is None and block.id in self._departed else block.gone_at
         self._update(
             block.id,
             servers_ready=states.count("ready"),
@@ -108,7 +114,7 @@ class BlockBook:
             servers_leaving=states.count("draining"),
             was_ready=block.was_ready or "ready" in states,
             running_at=block.running_at if block.running_at is not None or not states else now,
-            gone_at=None if states else block.gone_at,
+            gone_at=None if states else gone_at,
         )
 
     def _measure(self, entries: Sequence[ServerEntry], now: float) -> None:

@@ -36,12 +36,16 @@ class _Group(click.Group):
 
 def _fail(error: Exception) -> NoReturn:
     ours = next((cause for cause in _chain(error) if isinstance(cause, SonicError)), None)
-    text = str(ours) if ours is not None else f"{type(error).__name__}: {error}"
     errors.print("[bold red]Error:[/]", end=" ")
-    errors.print(text, markup=False, highlight=False, soft_wrap=True)
+    _say(str(ours) if ours is not None else f"{type(error).__name__}: {error}", to=errors)
     if ours is None:
-        errors.print("Run again with `sonic-parsl --debug ...` for the traceback.", markup=False)
+        _say("Run again with `sonic-parsl --debug ...` for the traceback.", to=errors)
     raise SystemExit(1) from None
+
+
+def _say(text: str, *, to: Console = console) -> None:
+    """Print as it is: a path may hold brackets, and should come out in one piece."""
+    to.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -91,12 +95,13 @@ def run(
 
     analysis = loader.load(workflow)
     fileset = make_fileset(files) if files else runner.input_of(analysis)
+    output.mkdir(parents=True, exist_ok=True)
     with load_site(site_name, models=models or analysis.models) as site:
         result, report = runner.run(analysis, site, fileset, chunksize=chunksize)
     written = runner.keep(analysis, result, report, output)
     console.print(report)
     for path in written:
-        console.print(f"Wrote {path}", highlight=False)
+        _say(f"Wrote {path}")
 
 
 @main.command()
@@ -109,7 +114,7 @@ def doctor(site_name: str) -> None:
     for finding in findings:
         mark = "[green]ok     [/]" if finding.ok else "[bold red]missing[/]"
         console.print(mark, end=" ")
-        console.print(finding.text, markup=False, highlight=False, soft_wrap=True)
+        _say(finding.text)
     if not all(finding.ok for finding in findings):
         raise SystemExit(1)
 
@@ -124,7 +129,7 @@ def server_install() -> None:
     """Get NVIDIA's Triton out of its wheel into the cache, with a Python environment of its own."""
     from sonic_parsl.server import install
 
-    console.print(f"Triton is in {install.install().folder}", highlight=False, soft_wrap=True)
+    _say(f"Triton is in {install.install().folder}")
 
 
 @main.group("models")
@@ -140,13 +145,11 @@ def models_check(folder: Path) -> None:
 
     problems = check(folder)
     for problem in problems:
-        errors.print(problem, markup=False, highlight=False, soft_wrap=True)
+        _say(problem, to=errors)
     if problems:
         raise SystemExit(1)
     for model in read(folder):
-        console.print(
-            f"{model.name}: versions {', '.join(model.versions)}, {model.numeric_kind}: good", highlight=False
-        )
+        _say(f"{model.name}: versions {', '.join(model.versions)}, {model.numeric_kind}: good")
 
 
 @main.group()
@@ -160,7 +163,7 @@ def data_fetch() -> None:
     from sonic_parsl.workflows import samples
 
     for name, path in samples.fetch().items():
-        console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+        _say(f"{name}: {path}")
 
 
 @data.command("generate")
@@ -171,4 +174,4 @@ def data_generate(path: Path, events: int, seed: int) -> None:
     """Write a NanoAOD-like file of any size with made-up jets."""
     from sonic_parsl.workflows.generate import generate
 
-    console.print(f"Wrote {generate(path, events=events, seed=seed)}", highlight=False, soft_wrap=True)
+    _say(f"Wrote {generate(path, events=events, seed=seed)}")

@@ -10,9 +10,8 @@ from pathlib import Path
 from sonic_parsl import site as site_file
 from sonic_parsl.errors import SonicError
 from sonic_parsl.repository import check
-from sonic_parsl.server.install import machine_problems
 from sonic_parsl.server.runtimes import runtime
-from sonic_parsl.site import PACKAGED_MODELS, ServerGroup, SiteFile
+from sonic_parsl.site import PACKAGED_MODELS, SiteFile
 from sonic_parsl.workflows import samples
 
 COMMANDS = {"slurm": "sbatch", "htcondor": "condor_submit", "gridengine": "qsub", "pbspro": "qsub", "lsf": "bsub"}
@@ -39,7 +38,7 @@ def examine(site_name: str) -> list[Finding]:
     return [
         Finding(ok=True, text=f"site file {path}"),
         *_schedulers(settings),
-        *(finding for label, group in settings.servers.items() for finding in _group(label, group)),
+        *(finding for label in settings.servers for finding in _group(label, settings)),
         *_samples(),
     ]
 
@@ -55,18 +54,15 @@ def _schedulers(settings: SiteFile) -> Iterator[Finding]:
             yield Finding(ok=False, text=f"provider {name}: there is no {command} here. Log in to a submit node.")
 
 
-def _group(label: str, group: ServerGroup) -> Iterator[Finding]:
-    engine = runtime(group.runtime, image=group.image, binary=group.binary, gpu=False)
+def _group(label: str, settings: SiteFile) -> Iterator[Finding]:
+    group = settings.servers[label]
+    gpu = settings.device(group.device).instance_kind == "KIND_GPU"
+    engine = runtime(group.runtime, image=group.image, binary=group.binary, gpu=gpu)
     problems = engine.problems()
-    if problems and group.runtime == "wheel" and machine_problems():
-        problems.append("On such a system use runtime: apptainer with an image of NVIDIA's tritonserver.")
     yield from _findings(problems, f"servers {label}: runtime {group.runtime}")
     folder = site_file.packaged_folder().parent / "workflows" / "models"
     root = folder if group.models == PACKAGED_MODELS else Path(group.models)
-    try:
-        backends = None if problems else engine.backends()
-    except SonicError:
-        backends = None
+    backends = None if problems else engine.backends()
     yield from _findings(check(root, group.serve, backends=backends), f"servers {label}: models {root}")
 
 

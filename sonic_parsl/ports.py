@@ -30,17 +30,20 @@ def free_port(host: str, port_range: PortRange | None = None) -> int:
     Raises
     ------
     ConfigError
-        Every port of the range is taken.
+        Every port of the range is taken, or `host` is not this node.
     """
+    reason: str | None = None
     for address in listen_addresses(host, port_range):
         with socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 trial.bind((host, int(address.rpartition(":")[2])))
-            except OSError:
+            except OSError as error:
+                reason = error.strerror
                 continue
             return int(trial.getsockname()[1])
+    where = "no port" if port_range is None else f"no port from {port_range[0]} to {port_range[1]}"
     raise ConfigError(
-        f"Every port from {port_range} on {host} is taken.",
-        hint="Widen port-range in the site file.",
+        f"There is {where} to listen on at {host}: {reason}.",
+        hint="Widen port-range in the site file, or correct the address.",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
+from rich import box
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from sonic_parsl.client.latency import merge, quantile
@@ -86,7 +89,7 @@ class ChunkLine:
     waiting_s: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What happened in a run; ``report.json`` holds the same.
 
@@ -104,6 +107,7 @@ class Report:
         What went wrong without stopping the run.
     """
 
+    schema: Literal[1] = 1
     events_in: int
     events_out: int
     chunks: int
@@ -121,14 +125,14 @@ class Report:
     models: tuple[ModelLine, ...]
     chunk_records: tuple[ChunkLine, ...]
     warnings: tuple[str, ...] = ()
-    schema: Literal[1] = 1
 
     def write(self, path: Path) -> None:
         """Write to `path` as JSON."""
         path.write_bytes(TypeAdapter(Report).dump_json(self, indent=2))
 
     def __rich__(self) -> RenderableType:
-        return Group(_summary(self), _servers(self), *(f"[yellow]Warning:[/] {text}" for text in self.warnings))
+        told = (f"[yellow]Warning:[/] {escape(text)}" for text in self.warnings)
+        return Group(_summary(self), _servers(self), *told)
 
 
 @dataclass
@@ -236,38 +240,36 @@ def _ms(seconds: float | None) -> float | None:
 
 def _model_lines(calls: Sequence[CallRecord], servers: Sequence[ServerEntry]) -> tuple[ModelLine, ...]:
     digests = {(model.name, model.version): model.source_digest for entry in servers for model in entry.info.models}
-    keys = sorted({(call.model, call.version, call.numeric_kind) for call in calls if call.numeric_kind})
+    rows: Counter[tuple[str, str, str]] = Counter()
+    requests: Counter[tuple[str, str, str]] = Counter()
+    for call in calls:
+        if call.numeric_kind:
+            key = (call.model, call.version, call.numeric_kind)
+            rows[key] += call.rows
+            requests[key] += call.requests
     return tuple(
-        ModelLine(
-            name=name,
-            version=version,
-            numeric_kind=kind,
-            rows=sum(
-                call.rows for call in calls if (call.model, call.version, call.numeric_kind) == (name, version, kind)
-            ),
-            requests=sum(
-                call.requests
-                for call in calls
-                if (call.model, call.version, call.numeric_kind) == (name, version, kind)
-            ),
-            source_digest=digests.get((name, version), ""),
-        )
-        for name, version, kind in keys
+        ModelLine(*key, rows=rows[key], requests=requests[key], source_digest=digests.get(key[:2], ""))
+        for key in sorted(rows)
     )
 
 
 # Tables ---------------------------------------------------------------------
 
 
+def _table(title: str, *, show_header: bool = True) -> Table:
+    """Return a table without lines between columns, so that eight of them fit into 80 characters."""
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=show_header)
+
+
 def _summary(report: Report) -> Table:
-    table = Table(title="What happened", show_header=False, title_justify="left")
+    table = _table("What happened", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_row("events in / out", f"{report.events_in} / {report.events_out}")
     table.add_row("chunks", str(report.chunks))
     table.add_row("rows inferred", str(report.rows))
     for model in report.models:
-        table.add_row(f"  {model.name} v{model.version} ({model.numeric_kind})", str(model.rows))
+        table.add_row(escape(f"  {model.name} v{model.version} ({model.numeric_kind})"), str(model.rows))
     table.add_row("requests", str(report.requests))
     table.add_row("retries / failovers", f"{report.retries} / {report.failovers}")
     table.add_row("wall time", f"{report.wall_s:.1f} s")
@@ -276,15 +278,17 @@ def _summary(report: Report) -> Table:
 
 
 def _servers(report: Report) -> Table:
-    table = Table(title="Servers", title_justify="left")
-    for name in ("server", "device", "node"):
-        table.add_column(name)
-    for name in ("rows", "p50 ms", "p99 ms", "queue ms", "compute ms"):
-        table.add_column(name, justify="right")
+    table = _table("Servers, times in ms")
+    table.add_column("server", no_wrap=True)
+    for name in ("device", "node"):
+        table.add_column(name, overflow="fold", min_width=len(name))
+    for name in ("rows", "p50", "p99", "queue", "compute"):
+        table.add_column(name, justify="right", no_wrap=True)
     for line in report.servers:
         device = line.kind if line.fidelity == "hardware" else f"{line.kind} ({line.fidelity})"
         numbers = (line.p50_ms, line.p99_ms, line.queue_ms, line.compute_ms)
-        table.add_row(line.id, device, line.node, str(line.rows), *(_number(number) for number in numbers))
+        names = (escape(text) for text in (line.id, device, line.node.partition(".")[0]))
+        table.add_row(*names, str(line.rows), *(_number(number) for number in numbers))
     return table
 
 

@@ -45,13 +45,24 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", -1),
     # Servers and registry are named by their address: a site's web proxy must not come between.
     ("grpc.enable_http_proxy", 0),
-    # A node that lost its power sends no FIN: only keep-alive finds out.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.max_pings_without_data", 0),
     # A server that comes back, or a port used again, should be tried at once.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+"""For every channel. No keep-alive: Triton takes it for an attack and ends requests longer than 50 s."""
+
+STUB_OPTIONS = (
+    *CHANNEL_OPTIONS,
+    # A driver's node that lost its power sends no FIN: only keep-alive finds out.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+SERVER_OPTIONS = (
+    *CHANNEL_OPTIONS,
+    ("grpc.http2.max_ping_strikes", 0),
+    # Else two registries on one port would each get some of the messages.
+    ("grpc.so_reuseport", 0),
 )
 
 
@@ -61,7 +72,7 @@ class RegistryStub:
     def __init__(self, ref: PoolRef) -> None:
         hosts = ref.registries
         self._channel = grpc.aio.insecure_channel(
-            hosts[0] if len(hosts) == 1 else "ipv4:" + ",".join(hosts), options=CHANNEL_OPTIONS
+            hosts[0] if len(hosts) == 1 else "ipv4:" + ",".join(hosts), options=STUB_OPTIONS
         )
         self._metadata = (("authorization", f"Bearer {ref.credentials.token}"),)
 

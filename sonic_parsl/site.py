@@ -8,7 +8,16 @@ from typing import Annotated, Any, Literal
 
 import platformdirs
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from sonic_parsl.devices import BUILT_IN, Device, Family, Fidelity
 from sonic_parsl.errors import ConfigError
@@ -29,7 +38,12 @@ class _Section(BaseModel):
 
 
 def _as_range(value: object) -> object:
-    return {"min": value, "max": value} if isinstance(value, int) else value
+    if isinstance(value, int):
+        return {"min": value, "max": value}
+    if isinstance(value, (dict, Count)):
+        return value
+    msg = f"{value!r} is neither a number nor {{min: ..., max: ...}}"
+    raise ValueError(msg)
 
 
 class Count(_Section):
@@ -104,6 +118,21 @@ class ServerGroup(Job):
     start_timeout: Annotated[float, Field(gt=0)] = 300.0
     lease: Annotated[float, Field(ge=3)] = LEASE_S
     walltime: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check_image(self) -> ServerGroup:
+        if self.runtime == "apptainer" and not self.image:
+            msg = "runtime apptainer needs an image, a SIF file or docker://nvcr.io/nvidia/tritonserver:24.10-py3"
+            raise ValueError(msg)
+        return self
+
+    @field_validator("models")
+    @classmethod
+    def _beside_site_file(cls, value: str, info: ValidationInfo) -> str:
+        folder: Path | None = (info.context or {}).get("folder")
+        if value == PACKAGED_MODELS or folder is None:
+            return value
+        return str(folder / Path(value).expanduser())
 
 
 class DeviceKind(_Section):
@@ -220,13 +249,15 @@ def read(path: Path) -> SiteFile:
         It is no YAML, or something in it is wrong: each problem in a line, with the nearest right key.
     """
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} is not a site file.", hint="It should be a mapping with the key 'servers'.")
     try:
-        return SiteFile.model_validate(data)
+        return SiteFile.model_validate(data, context={"folder": path.absolute().parent})
     except ValidationError as error:
         problems = "\n".join(f"  {_sentence(item)}" for item in error.errors(include_url=False))
         raise ConfigError(f"{path} is wrong:\n{problems}") from None
@@ -238,6 +269,8 @@ def _sentence(item: Any) -> str:
         return f"{where}: there is no such key.{_nearest(item['loc'])}"
     if item["type"] == "missing":
         return f"{where}: this key is missing."
+    if item["type"] in {"model_type", "dict_type"}:
+        return f"{where}: this should be a mapping, with keys of its own."
     text = str(item["msg"]).removeprefix("Value error, ")
     return f"{where}: {text}." if where else f"{text}."
 

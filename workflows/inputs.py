@@ -25,7 +25,7 @@ def make_fileset(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     fileset: dict[str, dict[str, Any]] = {}
     for name in names:
         if name.endswith(".json"):
-            fileset.update(_read_fileset(Path(name)))
+            _add(fileset, _read_fileset(Path(name)), name)
         else:
             fileset[_unused(Path(name).stem, fileset)] = {"files": {name: TREE}}
     for dataset in fileset.values():
@@ -33,6 +33,13 @@ def make_fileset(names: Sequence[str]) -> dict[str, dict[str, Any]]:
             if "://" not in file:
                 _check_root(file, tree)
     return fileset
+
+
+def _add(fileset: dict[str, dict[str, Any]], more: dict[str, dict[str, Any]], source: str) -> None:
+    twice = sorted(fileset.keys() & more.keys())
+    if twice:
+        raise ConfigError(f"{source}: dataset {', '.join(twice)} was named before.", hint="Give it another name.")
+    fileset.update(more)
 
 
 def _unused(stem: str, fileset: dict[str, dict[str, Any]]) -> str:
@@ -51,16 +58,23 @@ def _read_fileset(path: Path) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(data, dict) or not data:
         raise ConfigError(f"{path} is not a fileset.", hint='It should look like {"dataset": ["file.root"]}.')
-    return {name: {"files": _files(path, name, entry)} for name, entry in data.items()}
+    return {name: _dataset(path, name, entry) for name, entry in data.items()}
 
 
-def _files(path: Path, name: str, entry: Any) -> dict[str, str]:
-    files = entry.get("files") if isinstance(entry, dict) else entry
+def _dataset(path: Path, name: str, entry: Any) -> dict[str, Any]:
+    """Read a dataset in any form that coffea takes, and keep its metadata."""
+    entry = entry if isinstance(entry, dict) else {"files": entry}
+    files, tree = entry.get("files"), entry.get("treename") or TREE
     if isinstance(files, list):
-        files = dict.fromkeys(files, TREE)
+        files = dict.fromkeys(files, tree)
     if not isinstance(files, dict) or not files:
         raise ConfigError(f"{path}: dataset {name} names no files.", hint='Write {"dataset": ["file.root"]}.')
-    return {str(file): tree["object_path"] if isinstance(tree, dict) else str(tree) for file, tree in files.items()}
+    trees = {str(file): _tree(value, tree) for file, value in files.items()}
+    return {"files": trees, **({"metadata": entry["metadata"]} if entry.get("metadata") else {})}
+
+
+def _tree(value: Any, default: str) -> str:
+    return str((value.get("object_path") if isinstance(value, dict) else value) or default)
 
 
 def _check_root(name: str, tree: str) -> None:
@@ -70,6 +84,7 @@ def _check_root(name: str, tree: str) -> None:
         with uproot.open(name) as file:
             trees = sorted({key.partition(";")[0] for key in file})
     except Exception as error:  # noqa: BLE001 - a damaged file fails in many ways
-        raise DataError(f"{name} is not a readable ROOT file: {str(error).strip().splitlines()[0]}") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{name} is not a readable ROOT file: {reason}") from None
     if tree not in trees:
         raise DataError(f"{name} has no tree '{tree}'; it has {', '.join(trees) or 'nothing'}.")

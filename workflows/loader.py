@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from coffea.processor import ProcessorABC
 from sonic_parsl.errors import ConfigError
 
 Fileset = dict[str, dict[str, Any]]
+PREFIX = "analysis_"
+"""Before the name of a user's file as a module, so that ``hist.py`` is not taken for the library."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def load(name: str) -> Workflow:
 def packaged_names() -> list[str]:
     """Return the names of the workflows that come with sonic-parsl."""
     files = sorted(Path(__file__).parent.glob("*.py"))
-    return [path.stem for path in files if "ProcessorABC)" in path.read_text()]
+    return [path.stem for path in files if re.search(r"^class \w+\(ProcessorABC\)", path.read_text(), re.MULTILINE)]
 
 
 def _packaged(name: str) -> ModuleType:
@@ -87,18 +91,27 @@ def _packaged(name: str) -> ModuleType:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigError(f"There is no analysis file {path}.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"{PREFIX}{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # noqa: BLE001 - the user's code may raise anything
-        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from None
+        del sys.modules[name]
+        text = "".join(traceback.format_exception_only(error)).strip()
+        raise ConfigError(f"{path} cannot be imported{_line(error, path)}: {text}.") from None
     # Workers cannot import the user's file: it travels with the processor.
     cloudpickle.register_pickle_by_value(module)
     return module
+
+
+def _line(error: Exception, path: Path) -> str:
+    here = str(path.absolute())
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == here]
+    return f", line {lines[-1]}" if lines else ""
 
 
 def _processor(module: ModuleType) -> ProcessorABC:

@@ -34,7 +34,8 @@ def draw(histogram: hist.Hist, *, label: str = "") -> matplotlib.figure.Figure:
         numeric = next(axis for axis in histogram.axes if not _is_category(axis))
         axes.set_xlabel(numeric.label or numeric.name)
         axes.set_ylabel("Entries")
-        axes.legend()
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
     return figure
 
 

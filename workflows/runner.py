@@ -41,8 +41,8 @@ def keep(workflow: Workflow, output: Any, report: Report, folder: Path) -> list[
     folder.mkdir(parents=True, exist_ok=True)
     accumulator = folder / f"{workflow.name}.coffea"
     coffea.util.save(output, str(accumulator))
-    pictures = workflow.draw(output, folder) if workflow.draw else draw_all(output, folder)
     report.write(folder / "report.json")
+    pictures = workflow.draw(output, folder) if workflow.draw else draw_all(output, folder)
     return [*pictures, folder / "report.json", accumulator]
 
 

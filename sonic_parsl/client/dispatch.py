@@ -156,7 +156,7 @@ class Dispatcher:
         for link in serving:
             if link.rests_until(key) > now:
                 self._wake_at(link.rests_until(key))
-        return [link for link in serving if not link.full and link.rests_until(key) <= now]
+        return [link for link in serving if link.rests_until(key) <= now and not link.full(key)]
 
     def _has_room(self, request: Request) -> bool:
         return not self._bytes_in_flight or self._bytes_in_flight + request.nbytes <= MAX_BYTES_IN_FLIGHT
@@ -174,14 +174,14 @@ class Dispatcher:
         """Send to one of the links that are able and of the call's numeric kind, if there is one."""
         job = request.job
         kind = job.numeric_kind
-        fit = able if kind is None else [link for link in able if link.kinds[job.key] == kind and not link.full]
+        fit = able if kind is None else [link for link in able if link.kinds[job.key] == kind]
         if not fit:
             return False
         link = choose(fit, self._rng)
         job.numeric_kind = job.call.ledger.numeric_kind = link.kinds[job.key]
         job.sending(request, link.server_id)
         link.send(request)
-        if link.full:
+        if link.full(job.key):
             able.remove(link)
         self._bytes_in_flight += request.nbytes
         # A task that is cancelled before its first step runs none of its code: _settle is its callback.
@@ -203,7 +203,7 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001 - whatever it is, the reader must not wait for ever
             self._end(job, bug(error).at(**request.where(link.server_id)))
         else:
-            self._answered(request, link, time.monotonic() - sent)
+            self._answered(request, link, sent)
 
     def _settle(self, task: asyncio.Task[None], request: Request, link: Link) -> None:
         self._tasks.discard(task)
@@ -215,10 +215,10 @@ class Dispatcher:
 
     # What comes of it ----------------------------------------------------------
 
-    def _answered(self, request: Request, link: Link, latency_s: float) -> None:
-        job = request.job
+    def _answered(self, request: Request, link: Link, sent: float) -> None:
+        job, latency_s = request.job, time.monotonic() - sent
         self._usual_s[job.key] = learn(self._usual_s.get(job.key), latency_s)
-        link.answered(job.key)
+        link.answered(job.key, sent=sent)
         job.call.ledger.answered(link.server_id, request.row_count, latency_s)
         if job.gather.complete:
             self._jobs.discard(job)

@@ -39,10 +39,11 @@ class Link:
             self._kserve = KServe(self.address)
         return self._kserve
 
-    @property
-    def full(self) -> bool:
-        """True when it has enough to do."""
-        return len(self.in_flight) >= MAX_REQUESTS_IN_FLIGHT
+    def full(self, key: ModelKey) -> bool:
+        """Return whether it has enough to do; one request is enough for who failed last time."""
+        if len(self.in_flight) >= MAX_REQUESTS_IN_FLIGHT:
+            return True
+        return key in self._rests and any(request.job.key == key for request in self.in_flight)
 
     def send(self, request: Request) -> None:
         """Count a request as in flight."""
@@ -58,9 +59,10 @@ class Link:
         """Return until when it should be spared requests for a model."""
         return self._rests[key][2] if key in self._rests else 0.0
 
-    def answered(self, key: ModelKey) -> None:
-        """Note that it works."""
-        self._rests.pop(key, None)
+    def answered(self, key: ModelKey, *, sent: float) -> None:
+        """Note that it works, unless it has failed since: a server that ends still answers what it has begun."""
+        if key in self._rests and sent >= self._rests[key][1]:
+            del self._rests[key]
 
     def failed(self, key: ModelKey, *, sent: float, now: float, rng: random.Random) -> None:
         """Let it rest: who refuses at once is always the least busy and would be asked for ever."""

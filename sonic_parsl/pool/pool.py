@@ -138,6 +138,8 @@ class ServerPool:
         """
         if self._registry is not None:
             return
+        # What an earlier registry said is no longer true.
+        self._table, self.departures = ServerTable(run_id=self.run_id, generation=0), []
         self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         credentials = Credentials.new()
         self._registry = subprocess.Popen(
@@ -183,12 +185,14 @@ class ServerPool:
         if registry is None:
             return
         set_default_pool(None)
-        if self._ref is not None:
-            close_session(self._ref)
+        ref, self._ref = self._ref, None
+        if ref is not None:
+            close_session(ref)
         if os.environ.get(POOL_ENV) == str(self.ref_path):
             del os.environ[POOL_ENV]
         assert registry.stdin is not None
-        registry.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # what it could not be told
+            registry.stdin.close()
         try:
             registry.wait(REGISTRY_STOP_S)
         except subprocess.TimeoutExpired:

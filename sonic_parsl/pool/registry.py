@@ -7,9 +7,10 @@ commands come in by it, events go out by it, and when it closes the owner is gon
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -17,10 +18,11 @@ import grpc.aio
 from typing_extensions import assert_never
 
 from sonic_parsl import rpc
+from sonic_parsl.errors import ConfigError
 from sonic_parsl.pool import leases
 from sonic_parsl.pool.leases import LeaseTable
 from sonic_parsl.pool.pipe import from_line, to_line
-from sonic_parsl.ports import listen_addresses
+from sonic_parsl.ports import free_port, listen_addresses
 from sonic_parsl.protocol import (
     Ack,
     Departure,
@@ -87,11 +89,12 @@ class LiveRegistry:
                 for departure in departures:
                     self._tell(departure)
 
-    async def beat_forever(self) -> None:
-        """Tell the owner the loads, again and again."""
+    async def beat_forever(self, owner_listens: Callable[[], bool]) -> None:
+        """Tell the owner the loads, again and again; while it is busy they would only pile up."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            self._tell(self._table.snapshot())
+            if owner_listens():
+                self._tell(self._table.snapshot())
 
     def _apply(self, message: rpc.AgentMessage, now: float) -> None:
         if isinstance(message, Join):
@@ -118,23 +121,51 @@ class LiveRegistry:
 
 
 async def serve() -> None:
-    """Be the registry until the owner's end of the pipe closes."""
+    """Be the registry until the owner is gone, or its end of the pipe is closed."""
+    owner = os.getppid()
     commands, events = await _open_pipes()
     spec = from_line(await commands.readline(), RegistrySpec)
     registry = LiveRegistry(spec, tell=lambda message: events.write(to_line(message)))
-    server = grpc.aio.server(options=rpc.CHANNEL_OPTIONS)
+    server = grpc.aio.server(options=rpc.SERVER_OPTIONS)
     server.add_generic_rpc_handlers((rpc.handler(registry, spec.credentials),))
-    address = _bind(server, spec)
+    try:
+        address = _bind(server, spec)
+    except ConfigError as error:
+        events.write(to_line(ServerTable(run_id=spec.run_id, generation=0, lost=str(error).rstrip("."))))
+        return
     await server.start()
     events.write(to_line(Listening(address=address)))
-    chores = [asyncio.ensure_future(chore) for chore in (registry.expire_forever(), registry.beat_forever())]
     try:
-        while line := await commands.readline():
-            registry.command(from_line(line, Drain, Lose))
+        await _first_of(
+            _obey(registry, commands),
+            _outlive(owner),
+            registry.expire_forever(),
+            registry.beat_forever(owner_listens=lambda: events.get_write_buffer_size() == 0),
+        )
     finally:
-        for chore in chores:
-            chore.cancel()
         await server.stop(grace=None)
+
+
+async def _first_of(*work: Coroutine[Any, Any, None]) -> None:
+    """Return, or raise, when the first of them does; the others are cancelled."""
+    tasks = [asyncio.ensure_future(part) for part in work]
+    done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in rest:
+        task.cancel()
+    for task in done:
+        task.result()
+
+
+async def _obey(registry: LiveRegistry, commands: asyncio.StreamReader) -> None:
+    """Do what the owner says until it closes the pipe."""
+    while line := await commands.readline():
+        registry.command(from_line(line, Drain, Lose))
+
+
+async def _outlive(owner: int) -> None:
+    """Return when the owner is gone: a process it forked may hold the pipe open."""
+    while os.getppid() == owner:
+        await asyncio.sleep(EXPIRY_PERIOD_S)
 
 
 async def _open_pipes() -> tuple[asyncio.StreamReader, asyncio.WriteTransport]:
@@ -152,7 +183,8 @@ def _bind(server: Any, spec: RegistrySpec) -> str:
         except RuntimeError:  # taken
             continue
         return f"{spec.address}:{port}"
-    raise SystemExit(f"No port from {spec.port_range} on {spec.address} is free for the registry.")
+    free_port(spec.address, spec.port_range)
+    raise ConfigError(f"No port of {spec.address} that was free a moment ago is so now.")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -23,7 +24,7 @@ from typing import Any
 
 import click
 
-from sonic_parsl.errors import InferenceError, PoolLostError, ServerStartError, SonicError
+from sonic_parsl.errors import InferenceError, PoolError, PoolLostError, SonicError
 from sonic_parsl.protocol import (
     VERSION,
     Drain,
@@ -42,7 +43,7 @@ from sonic_parsl.server import job
 from sonic_parsl.server.probe import probe
 from sonic_parsl.server.runtimes import TritonOptions, runtime
 from sonic_parsl.server.spec import ServerSpec
-from sonic_parsl.server.triton import Triton, start
+from sonic_parsl.server.triton import Triton, last_lines, start
 
 logger = logging.getLogger("sonic_parsl.agent")
 
@@ -57,67 +58,79 @@ class End:
     Attributes
     ----------
     failed
-        True where nobody wanted it to.
-    drain_s
-        What is in flight gets so many seconds.
+        True where nobody wanted it to; then there is nothing to wait for.
+    stderr
+        The last lines Triton wrote, where it failed.
     """
 
     reason: str
     failed: bool = False
-    drain_s: float = 0.0
     stderr: str = ""
 
 
 @dataclass
 class Agent:
-    """One server's spokesman."""
+    """One server's spokesman.
+
+    Attributes
+    ----------
+    log
+        Where Triton's output goes: a file without a name, of which nothing can be left.
+    """
 
     spec: ServerSpec
     info: ServerInfo
     registry: RegistryStub
+    log: io.FileIO
     state: ServerState = "starting"
     load: ServerLoad = field(default_factory=ServerLoad)
+    triton: Triton | None = None
     ended: asyncio.Future[End] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def end(self, end: End) -> None:
+    def drain(self, reason: str) -> None:
+        """End after what is in flight."""
+        self._end(End(reason=reason))
+
+    def fail(self, reason: str) -> None:
+        """End now."""
+        self._end(End(reason=reason, failed=True, stderr=last_lines(self.log)))
+
+    async def run(self) -> End:
+        """Serve until there is a reason to end; return it. Triton is gone then, and the registry knows."""
+        async with (
+            self._task(self._keep_lease()),
+            self._task(self._live()),
+            self._task(self._limit_start()),
+            self._task(self._watch_walltime()),
+        ):
+            end = await asyncio.shield(self.ended)
+        if self.triton is not None:
+            await self._stop(self.triton, end)
+        await self._tell(
+            Leave(
+                server_id=self.info.id,
+                block_id=self.info.block_id,
+                group=self.info.group,
+                failed=end.failed,
+                reason=end.reason,
+                stderr=end.stderr,
+                load=self.load,
+            )
+        )
+        return end
+
+    def _end(self, end: End) -> None:
         """Say why it is to end; the first reason stays."""
         if not self.ended.done():
             logger.info("Server %s ends: %s", self.info.id, end.reason)
             self.ended.set_result(end)
 
-    def drain(self, reason: str) -> None:
-        """End after what is in flight."""
-        self.end(End(reason=reason, drain_s=self.spec.drain_s))
+    # Triton's life ------------------------------------------------------------
 
-    async def run(self, scratch: Path) -> End:
-        """Serve until there is a reason to end; return it. Triton is gone then, and the registry knows."""
-        async with self._task(self._keep_lease(None)):
-            starting = asyncio.ensure_future(self._start(scratch / "triton.log"))
-            either: set[asyncio.Future[Any]] = {starting, self.ended}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not starting.done():
-                starting.cancel()
-            try:
-                triton = await starting
-            except asyncio.CancelledError:
-                return await self._leave(self.ended.result())
-            except SonicError as error:
-                return await self._leave(End(reason=error.message, failed=True))
-        try:
-            return await self._leave(await self._serve(triton), triton)
-        finally:
-            await triton.stop(0.0)
-
-    async def _start(self, log: Path) -> Triton:
+    async def _live(self) -> None:
+        """Start Triton, say that it is ready, and wait until it ends by itself."""
         await self._join()
-        timeout_s = self.spec.start_timeout_s
-        try:
-            return await asyncio.wait_for(self._bring_up(log), timeout_s)
-        except asyncio.TimeoutError:
-            tail = log.read_text(errors="replace")[-2000:]
-            raise ServerStartError(f"Triton was not ready after {timeout_s:g} s.\n{tail}") from None
-
-    async def _bring_up(self, log: Path) -> Triton:
         options = TritonOptions(
             repository=self.spec.repository,
             models=self.spec.models,
@@ -126,16 +139,15 @@ class Agent:
             exit_timeout_s=max(1, round(self.spec.drain_s)),
         )
         engine = runtime(self.spec.runtime, image=self.spec.image, binary=self.spec.binary, gpu=self.spec.gpu)
-        triton = await start(engine, options, port_range=self.spec.port_range, log=log)
-        try:
-            models = await self._models(triton)
-            for model in models:
-                await probe(triton.stub, model, timeout_s=self.spec.start_timeout_s)
-        except BaseException:
-            await triton.stop(0.0)
-            raise
+        triton = self.triton = await start(engine, options, port_range=self.spec.port_range, log=self.log)
+        models = await self._models(triton)
+        for model in models:
+            await probe(triton.stub, model, timeout_s=self.spec.start_timeout_s)
         self.info = replace(self.info, address=triton.address, models=models)
-        return triton
+        self.state = "ready"
+        await self._join()
+        logger.info("Server %s is ready at %s", self.info.id, self.info.address)
+        self.fail(f"Triton ended by itself with exit code {await triton.wait_exit()}")
 
     async def _models(self, triton: Triton) -> tuple[ServedModel, ...]:
         """Return what Triton says it serves, with digests and tags from the repository."""
@@ -144,63 +156,51 @@ class Agent:
         models = []
         for name in self.spec.models:
             for model in await triton.stub.served(name, timeout_s=self.spec.start_timeout_s):
-                ours = known[name, model.version]
+                ours = known.get((name, model.version), model)
                 models.append(
                     replace(ours, max_batch_size=model.max_batch_size, inputs=model.inputs, outputs=model.outputs)
                 )
         return tuple(models)
 
-    async def _serve(self, triton: Triton) -> End:
-        """Be ready until there is a reason to end."""
-        self.state = "ready"
-        await self._join()
-        logger.info("Server %s is ready at %s", self.info.id, self.info.address)
-        async with (
-            self._task(self._keep_lease(triton)),
-            self._task(self._watch_triton(triton)),
-            self._task(self._watch_walltime()),
-        ):
-            return await asyncio.shield(self.ended)
-
-    async def _leave(self, end: End, triton: Triton | None = None) -> End:
-        """Drain, stop Triton, tell the registry."""
-        with contextlib.suppress(PoolLostError):
-            if triton is not None and end.drain_s and triton.exit_code is None:
-                await self.registry.call(Drain(server_id=self.info.id, reason=end.reason))
-                async with self._task(self._keep_lease(None)):
-                    await asyncio.sleep(DRAIN_NOTICE_S)
-                    await self._hear(triton)
-                    await triton.stop(end.drain_s)
-            elif triton is not None:
-                await triton.stop(0.0)
-            await self.registry.call(
-                Leave(
-                    server_id=self.info.id,
-                    block_id=self.info.block_id,
-                    group=self.info.group,
-                    failed=end.failed,
-                    reason=end.reason,
-                    stderr=end.stderr,
-                    load=self.load,
-                )
-            )
-        return end
+    async def _stop(self, triton: Triton, end: End) -> None:
+        """End Triton: when nothing is wrong after what is in flight, which clients are told first."""
+        if end.failed:
+            await triton.stop(0.0)
+            return
+        self.state = "draining"
+        await self._tell(Drain(server_id=self.info.id, reason=end.reason))
+        async with self._task(self._keep_lease()):
+            await asyncio.sleep(DRAIN_NOTICE_S)
+            await self._hear(triton)
+            await triton.stop(self.spec.drain_s)
 
     # Why it ends --------------------------------------------------------------
 
-    async def _keep_lease(self, triton: Triton | None) -> None:
-        """Renew the lease, only while Triton answers; end when either side is silent for a lease."""
+    async def _keep_lease(self) -> None:
+        """Renew the lease, once ready only while Triton answers; end when either side is silent for a lease."""
+        lease_s = self.spec.lease_s
         heard_triton = heard_registry = time.monotonic()
         while True:
-            await asyncio.sleep(self.spec.lease_s / 3)
-            if triton is None or await self._hear(triton):
+            await asyncio.sleep(lease_s / 3)
+            if self.state != "ready" or self.triton is None or await self._hear(self.triton):
                 heard_triton = time.monotonic()
                 if await self._renew():
                     heard_registry = time.monotonic()
-            elif time.monotonic() - heard_triton > self.spec.lease_s:
-                self.end(End(reason=f"Triton did not answer for {self.spec.lease_s:g} s", failed=True))
-            if time.monotonic() - max(heard_registry, heard_triton - self.spec.lease_s) > self.spec.lease_s:
-                self.end(End(reason=f"the registry could not be reached for {self.spec.lease_s:g} s", failed=True))
+            now = time.monotonic()
+            if now - heard_triton > lease_s:
+                self.fail(f"Triton did not answer for {lease_s:g} s")
+            elif now - heard_registry > lease_s:
+                self.fail(f"the registry could not be reached for {lease_s:g} s")
+
+    async def _limit_start(self) -> None:
+        await asyncio.sleep(self.spec.start_timeout_s)
+        if self.state == "starting":
+            self.fail(f"Triton was not ready after {self.spec.start_timeout_s:g} s")
+
+    async def _watch_walltime(self) -> None:
+        if self.info.ends_at is not None:
+            await asyncio.sleep(max(0.0, self.info.ends_at - self.spec.drain_before_s - time.time()))
+            self.drain("its walltime ends soon")
 
     async def _hear(self, triton: Triton) -> bool:
         """Ask Triton for its statistics; return whether it answered."""
@@ -209,6 +209,12 @@ class Agent:
         except InferenceError:
             return False
         return True
+
+    # What it says -------------------------------------------------------------
+
+    async def _join(self) -> None:
+        async with self.turn:  # a "starting" sent before must not come after "ready"
+            await self.registry.call(Join(version=VERSION, info=self.info, state=self.state, lease_s=self.spec.lease_s))
 
     async def _renew(self) -> bool:
         """Renew the lease; return whether the registry answered."""
@@ -222,17 +228,12 @@ class Agent:
             return False
         return True
 
-    async def _watch_triton(self, triton: Triton) -> None:
-        code = await triton.wait_exit()
-        self.end(End(reason=f"Triton ended by itself with exit code {code}", failed=True, stderr=triton.stderr_tail()))
-
-    async def _watch_walltime(self) -> None:
-        if self.info.ends_at is not None:
-            await asyncio.sleep(max(0.0, self.info.ends_at - self.spec.drain_before_s - time.time()))
-            self.drain("its walltime ends soon")
-
-    async def _join(self) -> None:
-        await self.registry.call(Join(version=VERSION, info=self.info, state=self.state, lease_s=self.spec.lease_s))
+    async def _tell(self, message: Drain | Leave) -> None:
+        """Say something last: where nobody hears it, the end of the lease will do."""
+        try:
+            await self.registry.call(message)
+        except PoolError as error:
+            logger.warning("The registry was not told that server %s ends: %s", self.info.id, error)
 
     @contextlib.asynccontextmanager
     async def _task(self, work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
@@ -247,7 +248,7 @@ class Agent:
 
     def _note_crash(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.end(End(reason=f"{type(error).__name__}: {error}", failed=True))
+            self.fail(str(error) if isinstance(error, SonicError) else f"{type(error).__name__}: {error}")
 
 
 def _describe_self(spec: ServerSpec, block_id: str) -> ServerInfo:
@@ -267,15 +268,15 @@ def _describe_self(spec: ServerSpec, block_id: str) -> ServerInfo:
 
 async def serve(spec: ServerSpec, block_id: str) -> End:
     """Run one server from start to end."""
-    agent = Agent(spec, _describe_self(spec, block_id), RegistryStub(PoolRef.from_environment()))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, agent.drain, f"it was sent {number.name}")
-    try:
-        with tempfile.TemporaryDirectory(prefix="sonic-parsl-agent-") as scratch:
-            return await agent.run(Path(scratch))
-    finally:
-        await agent.registry.close()
+    with tempfile.TemporaryFile(buffering=0) as log:
+        agent = Agent(spec, _describe_self(spec, block_id), RegistryStub(PoolRef.from_environment()), log)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, agent.drain, f"it was sent {number.name}")
+        try:
+            return await agent.run()
+        finally:
+            await agent.registry.close()
 
 
 @click.command()

@@ -4,56 +4,58 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
+import io
+import os
+import re
 import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 from sonic_parsl.errors import ServerStartError
 from sonic_parsl.kserve import KServe
 from sonic_parsl.ports import PortRange, free_port
+from sonic_parsl.server.guard import end_group, guarded
 from sonic_parsl.server.leash import leashed
 from sonic_parsl.server.runtimes import Runtime, TritonOptions, remove_shared_memory
 
-STDERR_LINES = 30
 POLL_S = 0.05
 PORT_ATTEMPTS = 5
+PORT_TAKEN = "Address already in use"
 EXIT_SLACK_S = 5.0
 """Beyond its own exit time-out: Triton counts in whole seconds and unloads models afterwards."""
+
+TAIL_BYTES = 2**16
+TAIL_LINES = 30
+SMALL_TALK = re.compile(r"I\d{4} |[|+]|$")
+"""Lines of Triton's log that say nothing of a failure: information, tables, empty ones."""
 
 
 class Triton:
     """A running ``tritonserver``.
 
     It lives in a session of its own, so that a signal for the job's process group reaches the agent
-    only, and on a leash, so that it does not outlive an agent that was killed.
+    only; on a leash, so that it does not outlive an agent that was killed; and under a guard, so that
+    its stubs do not either.
     """
 
-    def __init__(self, runtime: Runtime, options: TritonOptions, log: Path) -> None:
+    def __init__(self, runtime: Runtime, options: TritonOptions, log: io.FileIO) -> None:
         self.address = f"{options.address}:{options.port}"
         self.stub = KServe(self.address)
-        self._options = options
-        self._log = log
+        self._shm_prefix = options.shm_prefix
         command = runtime.command(options)
-        with log.open("wb") as stderr:
-            self._process = subprocess.Popen(
-                leashed(command.argv),
-                env=command.env,
-                stdin=subprocess.DEVNULL,
-                stdout=stderr,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._process = subprocess.Popen(
+            leashed(command.argv),
+            env=command.env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._guard = guarded(self._process, options.shm_prefix)
 
     @property
     def exit_code(self) -> int | None:
         """Its exit code; None while it runs."""
         return self._process.poll()
-
-    def stderr_tail(self) -> str:
-        """Return the last lines it wrote."""
-        lines = self._log.read_text(errors="replace").splitlines()
-        return "\n".join(lines[-STDERR_LINES:])
 
     async def wait_exit(self) -> int:
         """Wait until it ends by itself; return its exit code."""
@@ -75,16 +77,24 @@ class Triton:
             await asyncio.sleep(POLL_S)
 
     async def stop(self, timeout_s: float) -> None:
-        """Let it finish what is in flight, for at most `timeout_s` seconds, and end it."""
+        """End it and all it has started.
+
+        After SIGTERM Triton refuses what is new and answers what it has, also what is queued.
+
+        Parameters
+        ----------
+        timeout_s
+            What is in flight gets so many seconds; with 0 it is killed at once.
+        """
         await self.stub.close()
-        if self.exit_code is None:
-            self._process.send_signal(signal.SIGTERM)
+        if timeout_s > 0 and self.exit_code is None:
+            self._process.terminate()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.wait_exit(), timeout_s + EXIT_SLACK_S)
-        if self.exit_code is None:
-            self._process.kill()
+        end_group(self._process.pid)
         self._process.wait()
-        remove_shared_memory(self._options.shm_prefix)
+        self._guard.communicate()
+        remove_shared_memory(self._shm_prefix)
 
 
 async def start(
@@ -92,30 +102,42 @@ async def start(
     options: TritonOptions,
     *,
     port_range: PortRange | None,
-    log: Path,
+    log: io.FileIO,
 ) -> Triton:
     """Start a Triton on a free port and wait until it is ready.
 
     Another process may take a port between choosing and using it: then another one is tried.
 
+    Parameters
+    ----------
+    log
+        Where its output goes; :func:`last_lines` reads it.
+
     Raises
     ------
     ServerStartError
-        It ended instead; the message holds the last lines of its stderr.
+        It ended instead.
     """
     for _ in range(PORT_ATTEMPTS):
-        port = free_port(options.address, port_range)
-        triton = Triton(runtime, replace(options, port=port), log)
+        log.seek(0)
+        log.truncate()
+        triton = Triton(runtime, replace(options, port=free_port(options.address, port_range)), log)
         try:
             await triton.wait_ready()
-        except ServerStartError as error:
-            tail = triton.stderr_tail()
+        except BaseException as error:
             await triton.stop(0.0)
-            if "Address already in use" in tail:
+            if isinstance(error, ServerStartError) and PORT_TAKEN in last_lines(log):
                 continue
-            raise ServerStartError(f"{error.message}\n{tail}") from None
-        except BaseException:
-            await triton.stop(0.0)
             raise
         return triton
     raise ServerStartError(f"Triton found no free port in {PORT_ATTEMPTS} attempts.")
+
+
+def last_lines(log: io.FileIO) -> str:
+    """Return the end of what a Triton wrote: what tells of a failure, where anything does."""
+    size = os.fstat(log.fileno()).st_size
+    # The process writes at the position that it shares with us: read without moving it.
+    text = os.pread(log.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES)).decode(errors="replace")
+    lines = text.splitlines()
+    telling = [line for line in lines if not SMALL_TALK.match(line)]
+    return "\n".join((telling or lines)[-TAIL_LINES:])

@@ -1,0 +1,189 @@
+"""Site files are found in three places, and what is wrong in one is said in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sonic_parsl.devices import BUILT_IN, Device
+from sonic_parsl.errors import ConfigError
+from sonic_parsl.site import PACKAGED_MODELS, Count, SiteFile, find, packaged_folder, read, user_folder
+
+GOOD: dict[str, Any] = {"servers": {"triton": {}}}
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    return tmp_path / "my-site.yaml"
+
+
+def problems(path: Path, text: str) -> str:
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read(path)
+    assert caught.value.__suppress_context__
+    assert str(caught.value).startswith(str(path))
+    return str(caught.value)
+
+
+# Reading --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(packaged_folder().glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_packaged_site_file_reads(path: Path) -> None:
+    settings = read(path)
+    assert settings.servers
+    assert all(settings.device(group.device).kind == group.device for group in settings.servers.values())
+
+
+def test_the_local_site_has_two_servers_on_this_machine() -> None:
+    settings = read(find("local"))
+    (group,) = settings.servers.values()
+    assert group.count == Count(min=2, max=2)
+    assert (group.provider, group.address, group.models) == ("local", "127.0.0.1", PACKAGED_MODELS)
+
+
+def test_everything_but_a_server_group_has_a_default(written: Path) -> None:
+    written.write_text(yaml.safe_dump(GOOD))
+    assert read(written) == SiteFile.model_validate(GOOD)
+    assert read(written).driver.address == "127.0.0.1"
+
+
+def test_a_model_folder_is_beside_the_site_file(written: Path) -> None:
+    groups = {"a": {"models": "my/models"}, "b": {"models": "/abs"}, "c": {"models": "~/m"}, "d": {}}
+    written.write_text(yaml.safe_dump({"servers": groups}))
+    folders = [group.models for group in read(written).servers.values()]
+    assert folders == [str(written.parent / "my/models"), "/abs", str(Path.home() / "m"), PACKAGED_MODELS]
+
+
+@given(low=st.integers(0, 100), more=st.integers(0, 100))
+def test_a_count_is_a_number_or_a_range(low: int, more: int) -> None:
+    one = SiteFile.model_validate({"servers": {"a": {"count": low}}})
+    assert one.servers["a"].count == Count(min=low, max=low)
+    some = SiteFile.model_validate({"servers": {"a": {"count": {"min": low, "max": low + more}}}})
+    assert some.servers["a"].count == Count(min=low, max=low + more)
+
+
+def test_a_sites_own_kinds_of_device_stand_beside_the_built_in_ones() -> None:
+    fpga = {"alveo": {"family": "fpga", "fidelity": "emulated"}}
+    settings = SiteFile.model_validate({"servers": {"a": {"device": "alveo"}}, "devices": fpga})
+    assert settings.device("alveo") == Device(kind="alveo", family="fpga", fidelity="emulated")
+    assert settings.device("gpu") == BUILT_IN["gpu"]
+
+
+# What is wrong --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("server: {a: {}}", "server: there is no such key. Did you mean 'servers'?"),
+        ("workers: {workers_per_node: 2}", "workers.workers_per_node: there is no such key. Did you mean 'workers-per"),
+        ("workers: {count: {mim: 1}}", "workers.count.mim: there is no such key. Did you mean 'min'?"),
+        ("servers: {a: {start_timeout: 9}}", "servers.a.start_timeout: there is no such key. Did you mean 'start-time"),
+        ("servers: {a: {count: {maxx: 1}}}", "servers.a.count.maxx: there is no such key. Did you mean 'max'?"),
+        ("devices: {x: {family: cpu, fidelty: a}}", "devices.x.fidelty: there is no such key. Did you mean 'fidelity'"),
+        ("driver: {portrange: [1, 2]}", "driver.portrange: there is no such key. Did you mean 'port-range'?"),
+        ("allocation: {idel: 1}", "allocation.idel: there is no such key. Did you mean 'idle'?"),
+        ("allocation: {zzz: 1}", "allocation.zzz: there is no such key. Known are idle, queue-ms."),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_right_one(written: Path, text: str, sentence: str) -> None:
+    rest = "" if text.startswith("servers:") else "\nservers: {a: {}}"
+    assert sentence in problems(written, text + rest)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("workers: {}", "servers: this key is missing."),
+        ("servers: {}", "servers: Dictionary should have at least 1 item"),
+        ("servers: [a]", "servers: this should be a mapping, with keys of its own."),
+        ("servers: {a: }", "servers.a: this should be a mapping, with keys of its own."),
+        ("servers: {a: {count: many}}", "servers.a.count: 'many' is neither a number nor {min: ..., max: ...}."),
+        ("servers: {a: {count: {min: 3, max: 2}}}", "servers.a.count: min is 3, which is more than max, 2."),
+        ("servers: {a: {count: -1}}", "servers.a.count.min: Input should be greater than or equal to 0."),
+        ("servers: {a: {device: tpu}}", "servers.a.device is 'tpu'; known are cpu, gpu."),
+        ("servers: {a: {runtime: docker}}", "servers.a.runtime: Input should be 'wheel', 'host' or 'apptainer'."),
+        ("servers: {a: {runtime: apptainer}}", "servers.a: runtime apptainer needs an image, a SIF file or docker://"),
+        ("servers: {a: {provider: k8s}}", "servers.a.provider: Input should be 'local', 'slurm'"),
+        ("servers: {a: {lease: 1}}", "servers.a.lease: Input should be greater than or equal to 3."),
+        ("servers: {a: {start-timeout: soon}}", "servers.a.start-timeout: Input should be a valid number"),
+        ("{servers: {a: {}}, driver: {port-range: [9000, 8000]}}", "driver: port-range [9000, 8000] is not [first, l"),
+        ("{servers: {a: {}}, driver: {port-range: [80, 8000]}}", "driver: port-range [80, 8000] is not [first, last]"),
+        ("{servers: {a: {}}, workers: {workers-per-node: 0}}", "workers.workers-per-node: Input should be greater"),
+    ],
+)
+def test_a_wrong_value_is_a_sentence_with_its_place(written: Path, text: str, sentence: str) -> None:
+    assert sentence in problems(written, text)
+
+
+def test_all_that_is_wrong_is_said_at_once(written: Path) -> None:
+    text = problems(written, "{servers: {a: {lease: 1, modles: x}}, workers: {provider: pbs}}")
+    assert [line.split(":")[0].strip() for line in text.splitlines()[1:]] == [
+        "workers.provider",
+        "servers.a.lease",
+        "servers.a.modles",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"servers: {a: {}", "is not valid YAML: "),
+        (b"\xff\xfe\xfa", "is not valid YAML: "),
+        (b"- a\n- b\n", "is not a site file. It should be a mapping with the key 'servers'."),
+        (b"", "is not a site file."),
+    ],
+)
+def test_a_file_that_is_no_site_file_is_refused(written: Path, data: bytes, sentence: str) -> None:
+    written.write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        read(written)
+    assert f"{written} {sentence}" in str(caught.value)
+
+
+def test_a_site_file_that_is_gone_is_no_oserror(written: Path) -> None:
+    with pytest.raises(ConfigError, match=r"my-site\.yaml cannot be read: No such file or directory\."):
+        read(written)
+
+
+# Finding --------------------------------------------------------------------
+
+
+@pytest.fixture
+def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the user's folder of site files, and go to an empty folder."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    user_folder().mkdir(parents=True)
+    assert user_folder().is_relative_to(tmp_path)
+    return user_folder()
+
+
+def test_a_path_comes_first_then_the_users_files_then_the_packaged_ones(users: Path) -> None:
+    assert find("local") == packaged_folder() / "local.yaml"
+    (users / "local.yaml").touch()
+    assert find("local") == users / "local.yaml"
+    Path("local").touch()
+    assert find("local") == Path("local")
+
+
+def test_a_folder_is_not_taken_for_a_site_file(users: Path) -> None:
+    Path("local").mkdir()
+    assert find("local") == packaged_folder() / "local.yaml"
+
+
+def test_a_site_that_is_nowhere_is_answered_with_those_there_are(users: Path) -> None:
+    (users / "mine.yaml").touch()
+    with pytest.raises(
+        ConfigError, match=r"There is no site 'locale'\. Give the path .* one of: local, mine\."
+    ) as caught:
+        find("locale")
+    assert str(users) in caught.value.hint
