@@ -293,8 +293,8 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
         for block_id in decision.drain:
             self._drain(block_id)
         if decision.lose is not None:
-            self.pool.lose(decision.lose)
             self.set_bad_state_and_fail_all(PoolLostError(f"The pool is lost: {decision.lose}"))
+            self.pool.lose(decision.lose)
         elif decision.start:
             self._start_blocks(decision.start)
 

@@ -19,8 +19,17 @@ console = Console()
 errors = Console(stderr=True)
 
 
+with_version = click.version_option(VERSION, prog_name="sonic-parsl")
+
+
 class _Group(click.Group):
-    """Tells our own errors as a sentence; the traceback is for ``--debug``."""
+    """Tells our own errors as a sentence; the traceback is for ``--debug``. Each of its commands has ``--version``."""
+
+    group_class = type
+
+    @override
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        super().add_command(with_version(cmd), name)
 
     @override
     def invoke(self, ctx: click.Context) -> Any:
@@ -29,7 +38,7 @@ class _Group(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
-            if ctx.params.get("debug"):
+            if ctx.find_root().params["debug"]:
                 raise
             _fail(error)
 
@@ -55,7 +64,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(VERSION, prog_name="sonic-parsl")
+@with_version
 @click.option("--debug", is_flag=True, help="Show tracebacks and log messages.")
 def main(*, debug: bool) -> None:
     """Send inference of coffea and Parsl jobs to a pool of Triton servers."""

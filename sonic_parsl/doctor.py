@@ -56,7 +56,7 @@ def _schedulers(settings: SiteFile) -> Iterator[Finding]:
 
 def _group(label: str, settings: SiteFile) -> Iterator[Finding]:
     group = settings.servers[label]
-    gpu = settings.device(group.device).instance_kind == "KIND_GPU"
+    gpu = settings.device(group.device).family == "gpu"
     engine = runtime(group.runtime, image=group.image, binary=group.binary, gpu=gpu)
     problems = engine.problems()
     yield from _findings(problems, f"servers {label}: runtime {group.runtime}")

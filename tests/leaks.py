@@ -18,6 +18,7 @@ MARK = "SONIC_PARSL_TEST_RUN"
 def mark_this_run() -> None:
     """Let whatever is started from here on be recognised."""
     os.environ[MARK] = uuid.uuid4().hex
+    _there_before.update(left_files())
 
 
 def our_processes(*words: str) -> list[psutil.Process]:
@@ -51,7 +52,11 @@ def leftovers() -> list[str]:
 def left_files() -> set[Path]:
     """Temporary folders and shared memory with our names that no living process uses."""
     found = {*Path(tempfile.gettempdir()).glob("sonic-parsl-*"), *Path("/dev/shm").glob("sonic-*")}
-    return {path for path in found if not _is_used(str(path))}
+    return {path for path in found - _there_before if not _is_used(str(path))}
+
+
+_there_before: set[Path] = set()
+"""What others, or an earlier run that was killed, had left already."""
 
 
 def _is_used(path: str) -> bool:

@@ -207,6 +207,7 @@ class Dispatcher:
 
     def _settle(self, task: asyncio.Task[None], request: Request, link: Link) -> None:
         self._tasks.discard(task)
+        request.task = None  # a task that was cancelled keeps its gRPC call alive, which a fork must not see
         request.job.in_flight.discard(request)
         link.release(request)
         self._bytes_in_flight -= request.nbytes

@@ -25,18 +25,21 @@ async def follow(
     back later is followed again. A registry that refuses us is lost at once.
     """
     stub, rng = RegistryStub(ref), random.Random()
-    heard, failures = time.monotonic(), 0
+    failures = 0
+    silent_since: float | None = time.monotonic()
     try:
         while True:
             try:
                 async for table in stub.follow():
-                    heard, failures = time.monotonic(), 0
+                    failures, silent_since = 0, None
                     on_table(table)
                 problem: PoolError = PoolLostError("The pool's registry ended.", hint="Is the driver still running?")
             except PoolError as error:
                 problem = error
             failures += 1
-            if not isinstance(problem, PoolLostError) or time.monotonic() - heard > grace_s:
+            now = time.monotonic()
+            silent_since = silent_since or now
+            if not isinstance(problem, PoolLostError) or now - silent_since > grace_s:
                 on_lost(problem)
             await asyncio.sleep(backoff(failures, rng))
     finally:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from sonic_parsl.client.call import Call, Ledger
 from sonic_parsl.client.dispatch import Dispatcher
 from sonic_parsl.client.follow import GRACE_S, follow
+from sonic_parsl.client.forks import wait_for_grpc_threads
 from sonic_parsl.client.job import Job, parts_of
 from sonic_parsl.client.requests import empty
 from sonic_parsl.client.scope import current_pool, current_scope
@@ -147,6 +148,8 @@ class Session:
         self._lock.acquire()
         self._resume = self._loop is not None
         self._stop_thread()
+        if self._resume:
+            wait_for_grpc_threads()
 
     def after_fork_in_parent(self) -> None:
         """Go on where :meth:`before_fork` ended."""

@@ -167,7 +167,7 @@ def test_a_group_grows_while_requests_queue_and_shrinks_when_idle(tmp_path: Path
     rows = np.zeros((64 * 100, 4), dtype="float32")
     with loaded([timed, workers()], tmp_path):
         pool.wait_ready(timeout_s=READY_S)
-        calls = [model.submit({"INPUT0": rows}) for _ in range(40)]
+        calls = [model.submit({"INPUT0": rows}) for _ in range(12)]
         wait_until(lambda: len(pool.table.ready) == 2, READY_S)
         for call in calls:
             assert len(call.result()) == len(rows)

@@ -1,0 +1,188 @@
+"""A real agent with a real Triton, started as the pool's owner does, and models to serve."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from sonic_parsl.kserve import Array, KServe
+from sonic_parsl.pool.pool import ServerPool
+from sonic_parsl.protocol import POOL_ENV, Departure, ServerEntry, ServerState
+from sonic_parsl.server.runtimes import SHARED_MEMORY
+from sonic_parsl.server.spec import ServerSpec
+from tests.leaks import wait_until
+
+MODELS = Path(__file__).parent.parent / "models"
+LEASE_S = 3.0
+START_S = 60.0
+GONE_S = 8.0
+"""What a killed server may need to be gone: seconds, on a busy machine."""
+
+
+@dataclass(frozen=True)
+class RunningAgent:
+    """An agent that was started for a test; its group's name is its own."""
+
+    process: psutil.Popen
+    group: str
+    pool: ServerPool
+    log: Path
+
+    @property
+    def entry(self) -> ServerEntry | None:
+        """Its line in the table."""
+        return next((one for one in self.pool.table.servers if one.info.group == self.group), None)
+
+    def wait_for(self, state: ServerState) -> ServerEntry:
+        """Wait until the pool's owner sees it in this state."""
+
+        def reached() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            return self.entry is not None and self.entry.state == state
+
+        wait_until(reached, START_S, what=self.log.read_text)
+        entry = self.entry
+        assert entry is not None
+        return entry
+
+    def departure(self) -> Departure:
+        """Wait until the pool's owner hears of its end; return what it heard first."""
+        wait_until(self._departures, START_S, what=self.log.read_text)
+        return self._departures()[0]
+
+    def exit_code(self, timeout_s: float = 30.0) -> int:
+        """Wait until it ends."""
+        try:
+            return int(self.process.wait(timeout_s))
+        except psutil.TimeoutExpired:
+            raise AssertionError(self.log.read_text()) from None
+
+    def family(self) -> list[psutil.Process]:
+        """Return it and every process it has started."""
+        return [psutil.Process(self.process.pid), *self.process.children(recursive=True)]
+
+    def triton(self) -> psutil.Process:
+        """Wait until its Triton runs; return it."""
+        wait_until(lambda: self._named("tritonserver"), START_S, what=self.log.read_text)
+        return self._named("tritonserver")[0]
+
+    def stub(self) -> psutil.Process:
+        """Wait until Triton has started a process for a model; return it."""
+        wait_until(lambda: self._named("triton_python_backend_stub"), START_S, what=self.log.read_text)
+        return self._named("triton_python_backend_stub")[0]
+
+    def _departures(self) -> list[Departure]:
+        return [one for one in self.pool.departures if one.group == self.group]
+
+    def _named(self, name: str) -> list[psutil.Process]:
+        found = []
+        for process in self.process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                # What is on a leash is still the leash until it is the command.
+                if process.cmdline()[:1] and process.cmdline()[0].endswith(name):
+                    found.append(process)
+        return found
+
+
+def start_agent(pool: ServerPool, folder: Path, repository: Path, *models: str, **spec: Any) -> RunningAgent:
+    """Start an agent; what `spec` does not say is short and small."""
+    group = f"g{uuid.uuid4().hex[:8]}"
+    settings = {"lease_s": LEASE_S, "start_timeout_s": START_S, "drain_s": 10.0, **spec}
+    path, log = folder / f"{group}.json", folder / f"{group}.log"
+    ServerSpec(group=group, repository=repository, models=models, **settings).write(path)
+    command = [sys.executable, "-m", "sonic_parsl.server.agent", "--spec", str(path), "--block", "0"]
+    with log.open("wb") as output:
+        process = psutil.Popen(
+            ["env", f"{POOL_ENV}={pool.ref_path}", *command], stdout=output, stderr=subprocess.STDOUT
+        )
+    return RunningAgent(process, group, pool, log)
+
+
+@contextmanager
+def agent(pool: ServerPool, folder: Path, repository: Path, *models: str, **spec: Any) -> Iterator[RunningAgent]:
+    """Run an agent; at the end nothing is left of it, nor is it if the test fails."""
+    started = start_agent(pool, folder, repository, *models, **spec)
+    try:
+        yield started
+    finally:
+        if started.process.poll() is None:
+            started.process.terminate()
+        with suppress(psutil.TimeoutExpired):
+            started.process.wait(30.0)
+        if started.process.poll() is None:
+            started.process.kill()  # its guard does the rest
+            started.process.wait()
+
+
+def shared_memory_of(triton: psutil.Process) -> str:
+    """Return what the names of a Triton's shared memory begin with."""
+    (prefix,) = re.findall(r"shm-region-prefix-name=(\S+)", " ".join(triton.cmdline()))
+    return str(prefix)
+
+
+def assert_gone(family: list[psutil.Process], shm_prefix: str, timeout_s: float = GONE_S) -> None:
+    """Wait until none of these processes and no shared memory is left."""
+    _, alive = psutil.wait_procs(family, timeout=timeout_s)
+    assert not alive, [process.cmdline() for process in alive if process.is_running()]
+    assert not list(SHARED_MEMORY.glob(f"{shm_prefix}*"))
+
+
+# Models -------------------------------------------------------------------------
+
+
+def timed(folder: Path, *, t0_ms: int) -> tuple[Path, Path]:
+    """Make a repository whose model needs so long for a request; return it and a file that says when one began."""
+    repository, begun = folder / "repository", folder / "begun"
+    shutil.copytree(MODELS / "timed", repository / "timed")
+    config, code = repository / "timed" / "config.pbtxt", repository / "timed" / "1" / "model.py"
+    config.write_text(config.read_text().replace('string_value: "10"', f'string_value: "{t0_ms}"'))
+    code.write_text(code.read_text().replace("time.sleep(", f"len(rows) > 1 and open({str(begun)!r}, 'w'); time.sleep("))
+    return repository, begun
+
+
+def initialized_by(folder: Path, *lines: str) -> Path:
+    """Make a repository whose model runs these lines when it is loaded."""
+    repository = folder / "repository"
+    shutil.copytree(MODELS / "identity", repository / "identity")
+    code = repository / "identity" / "1" / "identity.py"
+    body = "".join(f"        {line}\n" for line in lines)
+    code.write_text(code.read_text().replace("    def execute", f"    def initialize(self, args):\n{body}\n    def execute"))
+    return repository
+
+
+def ask(address: str, model: str, rows: Array, *, timeout_s: float = 30.0) -> Array:
+    """Send a request and return the answer."""
+
+    async def request() -> Array:
+        server = KServe(address)
+        try:
+            answer = await server.infer(model, "", {"INPUT0": rows}, ["OUTPUT0"], timeout_s=timeout_s, rows=len(rows))
+        finally:
+            await server.close()
+        return answer["OUTPUT0"]
+
+    return asyncio.run(request())
+
+
+def rows_of(count: int, width: int) -> Array:
+    """Return rows that differ, float32 of shape (count, width)."""
+    return np.arange(count * width, dtype=np.float32).reshape(count, width)
+
+
+def now() -> float:
+    """Return the time, in seconds."""
+    return time.monotonic()
