@@ -9,6 +9,7 @@ import asyncio
 import random
 import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import grpc.aio
@@ -167,14 +168,13 @@ class Dispatcher:
             return False
         others_exist = any(link.server_id not in request.failed_on for link in serving)
         avoid = request.failed_on if others_exist else set()
-        fit = [link for link in able if link.server_id not in avoid]
-        return self._has_room(request) and self._send(request, fit, now)
+        return self._has_room(request) and self._send(request, able, now, avoid)
 
-    def _send(self, request: Request, able: list[Link], now: float) -> bool:
+    def _send(self, request: Request, able: list[Link], now: float, avoid: Collection[str] = ()) -> bool:
         """Send to one of the links that are able and of the call's numeric kind, if there is one."""
         job = request.job
         kind = job.numeric_kind
-        fit = able if kind is None else [link for link in able if link.kinds[job.key] == kind]
+        fit = [x for x in able if x.server_id not in avoid and kind in {None, x.kinds[job.key]}]
         if not fit:
             return False
         link = choose(fit, self._rng)

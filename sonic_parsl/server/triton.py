@@ -24,9 +24,10 @@ EXIT_SLACK_S = 5.0
 """Beyond its own exit time-out: Triton counts in whole seconds and unloads models afterwards."""
 
 TAIL_BYTES = 2**16
-TAIL_LINES = 30
-SMALL_TALK = re.compile(r"I\d{4} |[|+]|$")
-"""Lines of Triton's log that say nothing of a failure: information, tables, empty ones."""
+TAIL_LINES, NEWEST_LINES = 30, 5
+TABLE = re.compile(r"[|+]|$")
+INFORMATION = re.compile(r"I\d{4} ")
+"""Triton ends with a table of its options and a report of its own end; what went wrong stands before them."""
 
 
 class Triton:
@@ -134,10 +135,11 @@ async def start(
 
 
 def last_lines(log: io.FileIO) -> str:
-    """Return the end of what a Triton wrote: what tells of a failure, where anything does."""
+    """Return the end of what a Triton wrote: warnings, errors, tracebacks, and the newest lines of all."""
     size = os.fstat(log.fileno()).st_size
     # The process writes at the position that it shares with us: read without moving it.
     text = os.pread(log.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES)).decode(errors="replace")
-    lines = text.splitlines()
-    telling = [line for line in lines if not SMALL_TALK.match(line)]
-    return "\n".join((telling or lines)[-TAIL_LINES:])
+    lines = [line for line in text.splitlines() if not TABLE.match(line)]
+    older, newest = lines[:-NEWEST_LINES], lines[-NEWEST_LINES:]
+    telling = [line for line in older if not INFORMATION.match(line)]
+    return "\n".join([*telling, *newest][-TAIL_LINES:])

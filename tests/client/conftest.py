@@ -211,7 +211,7 @@ class Registry:
         self._changed = asyncio.Event()
 
     async def _start(self) -> int:
-        self._server = grpc.aio.server()
+        self._server = grpc.aio.server(options=rpc.SERVER_OPTIONS)
         self._server.add_generic_rpc_handlers((rpc.handler(self, self.credentials),))
         port: int = self._server.add_insecure_port(f"{HOST}:0")
         await self._server.start()

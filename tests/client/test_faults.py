@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sonic_parsl.client.call import Call
+from sonic_parsl.client.link import MAX_REQUESTS_IN_FLIGHT
 from sonic_parsl.client.session import Session
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ X = np.arange(ROWS * 4, dtype=np.float32).reshape(ROWS, 4)
 def send(session: Session) -> Call:
     """Send 150 requests of 10 ms each."""
     return session.submit(session.served("timed"), {"INPUT0": X}, rows=ROWS)
+
+
+def most_in_flight(session: Session) -> int:
+    time.sleep(0.001)
+    return max(len(link.in_flight) for link in tuple(session._dispatcher._links.values()))
 
 
 def both_work(call: Call) -> bool:
@@ -36,6 +42,8 @@ def test_a_server_that_goes_in_mid_call_loses_no_row(
     call = send(session)
     wait_for(lambda: both_work(call))
     one.signal(number)
+    most = max(most_in_flight(session) for _ in iter(call.done, True))
+    assert 0 < most <= MAX_REQUESTS_IN_FLIGHT
     np.testing.assert_array_equal(call.result(60.0)["OUTPUT0"], X)
     record = call.ledger.record()
     assert sum(share.rows for share in record.servers.values()) == ROWS

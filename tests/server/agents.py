@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import shutil
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -145,12 +143,14 @@ def assert_gone(family: list[psutil.Process], shm_prefix: str, timeout_s: float 
 
 
 def timed(folder: Path, *, t0_ms: int) -> tuple[Path, Path]:
-    """Make a repository whose model needs so long for a request; return it and a file that says when one began."""
+    """Copy the models; "timed" needs so long for a request, and makes the file that is returned too when it begins."""
     repository, begun = folder / "repository", folder / "begun"
-    shutil.copytree(MODELS / "timed", repository / "timed")
+    shutil.copytree(MODELS, repository)
     config, code = repository / "timed" / "config.pbtxt", repository / "timed" / "1" / "model.py"
     config.write_text(config.read_text().replace('string_value: "10"', f'string_value: "{t0_ms}"'))
-    code.write_text(code.read_text().replace("time.sleep(", f"len(rows) > 1 and open({str(begun)!r}, 'w'); time.sleep("))
+    code.write_text(
+        code.read_text().replace("time.sleep(", f"len(rows) > 1 and open({str(begun)!r}, 'w').close(); time.sleep(")
+    )
     return repository, begun
 
 
@@ -160,7 +160,9 @@ def initialized_by(folder: Path, *lines: str) -> Path:
     shutil.copytree(MODELS / "identity", repository / "identity")
     code = repository / "identity" / "1" / "identity.py"
     body = "".join(f"        {line}\n" for line in lines)
-    code.write_text(code.read_text().replace("    def execute", f"    def initialize(self, args):\n{body}\n    def execute"))
+    code.write_text(
+        code.read_text().replace("    def execute", f"    def initialize(self, args):\n{body}\n    def execute")
+    )
     return repository
 
 
@@ -181,8 +183,3 @@ def ask(address: str, model: str, rows: Array, *, timeout_s: float = 30.0) -> Ar
 def rows_of(count: int, width: int) -> Array:
     """Return rows that differ, float32 of shape (count, width)."""
     return np.arange(count * width, dtype=np.float32).reshape(count, width)
-
-
-def now() -> float:
-    """Return the time, in seconds."""
-    return time.monotonic()

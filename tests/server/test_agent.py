@@ -1,0 +1,329 @@
+"""An agent's promises, kept with a real Triton and a real registry."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from sonic_parsl.client.records import CallRecord
+from sonic_parsl.client.session import session
+from sonic_parsl.errors import ModelNotFoundError
+from sonic_parsl.pool.pool import ServerPool
+from sonic_parsl.ports import free_port
+from sonic_parsl.protocol import Credentials, PoolRef
+from sonic_parsl.repository import read, served
+from sonic_parsl.rpc import RegistryStub
+from sonic_parsl.server.install import WheelInstallation
+from sonic_parsl.server.triton import PORT_TAKEN
+from tests.leaks import wait_until
+from tests.pool.conftest import leaving, registry_of
+from tests.server.agents import (
+    GONE_S,
+    LEASE_S,
+    MODELS,
+    agent,
+    ask,
+    assert_gone,
+    initialized_by,
+    rows_of,
+    shared_memory_of,
+    timed,
+)
+
+PACKAGED = Path(__file__).parents[2] / "workflows" / "models"
+
+
+@pytest.fixture(scope="module")
+def pool(installed: WheelInstallation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPool]:
+    """A pool that agents may join."""
+    with ServerPool(run_dir=tmp_path_factory.mktemp("pool") / "run") as opened:
+        yield opened
+
+
+@pytest.fixture
+def thread() -> Iterator[ThreadPoolExecutor]:
+    """A thread to wait for an answer in."""
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+def history_until_gone(pool: ServerPool, group: str) -> list[str]:
+    """Follow as clients do; return the states a ready server goes through until it is gone."""
+
+    async def states() -> list[str]:
+        stub, seen = RegistryStub(pool.ref), ["ready"]
+        async for table in stub.follow():
+            found = [entry.state for entry in table.servers if entry.info.group == group]
+            if not found:
+                break
+            seen += [state for state in found if state != seen[-1]]
+        await stub.close()
+        return seen
+
+    return asyncio.run(states())
+
+
+# It serves ------------------------------------------------------------------------
+
+
+def test_it_joins_as_starting_then_as_ready_with_what_its_models_are(pool: ServerPool, tmp_path: Path) -> None:
+    with agent(pool, tmp_path, PACKAGED, "btag", walltime_s=3600.0) as server:
+        starting = server.wait_for("starting")
+        assert (starting.info.address, starting.info.models) == ("", ())
+        ready = server.wait_for("ready").info
+        assert ready.models == served(read(PACKAGED, ["btag"])[0])
+        assert all((model.source_digest, model.artifact_digest, model.version) for model in ready.models)
+        assert (ready.node, ready.block_id, ready.kind) == (socket.gethostname(), "0", "cpu")
+        assert ready.ends_at is not None
+        listening = [one.laddr for one in server.triton().net_connections() if one.status == psutil.CONN_LISTEN]
+        assert [port for _, port in listening] == [int(ready.address.rpartition(":")[2])], "gRPC and nothing else"
+
+
+def test_two_at_once_on_a_node_share_a_range_of_ports(pool: ServerPool, tmp_path: Path) -> None:
+    first = free_port("127.0.0.1", (20000, 29000))
+    ports = (first, first + 3)
+    with (
+        agent(pool, tmp_path, MODELS, "identity", port_range=ports) as one,
+        agent(pool, tmp_path, MODELS, "identity", "timed", port_range=ports) as other,
+    ):
+        addresses = {server.wait_for("ready").info.address for server in (one, other)}
+        assert len(addresses) == 2
+        assert {int(address.rpartition(":")[2]) for address in addresses} <= set(range(first, first + 4))
+        for address in addresses:
+            np.testing.assert_array_equal(ask(address, "identity", rows_of(5, 32)), rows_of(5, 32))
+        wait_until(lambda: other.entry and other.entry.load.rows > 0, 15.0, "its load was not told")
+
+
+def test_a_port_that_is_taken_meanwhile_is_not_the_end(pool: ServerPool, tmp_path: Path) -> None:
+    with agent(pool, tmp_path, MODELS, "identity") as server:
+        first = server.triton()
+        (port,) = [int(word.partition("=")[2]) for word in first.cmdline() if word.startswith("--grpc-port=")]
+        with socket.create_server(("127.0.0.1", port)):
+            ready = server.wait_for("ready").info
+        assert ready.address != f"127.0.0.1:{port}", PORT_TAKEN
+        assert not first.is_running()
+
+
+def test_one_the_registry_has_forgotten_joins_again(pool: ServerPool, tmp_path: Path) -> None:
+    async def forget(server_id: str) -> None:
+        stub = RegistryStub(pool.ref)
+        await stub.call(leaving(server_id))
+        await stub.close()
+
+    with agent(pool, tmp_path, MODELS, "identity") as server:
+        before = server.wait_for("ready")
+        asyncio.run(forget(before.info.id))
+        assert pool.wait_for(lambda _: server.entry is None, 5.0)
+        assert server.wait_for("ready").info == before.info
+
+
+# It ends because it is asked to -----------------------------------------------------
+
+
+def test_on_sigterm_it_says_so_first_and_answers_what_is_in_flight(
+    pool: ServerPool, tmp_path: Path, thread: ThreadPoolExecutor
+) -> None:
+    repository, begun = timed(tmp_path, t0_ms=2500)
+    with agent(pool, tmp_path, repository, "timed", "identity") as server:
+        address, rows = server.wait_for("ready").info.address, rows_of(3, 4)
+        family, shm = server.family(), shared_memory_of(server.triton())
+        answer = thread.submit(ask, address, "timed", rows)
+        wait_until(begun.exists, 10.0)
+        server.process.terminate()
+        server.wait_for("draining")
+        assert not answer.done()
+        with pytest.raises(ModelNotFoundError):  # which clients take for: ask another server
+            wait_until(lambda: ask(address, "identity", rows_of(1, 32)) is None, 15.0)
+        np.testing.assert_array_equal(answer.result(), rows)
+        assert server.exit_code() == 0
+        departure = server.departure()
+    assert (departure.failed, departure.reason, departure.stderr) == (False, "it was sent SIGTERM", "")
+    assert_gone(family, shm)
+
+
+def test_clients_see_it_drain_before_it_is_gone(pool: ServerPool, tmp_path: Path, thread: ThreadPoolExecutor) -> None:
+    with agent(pool, tmp_path, MODELS, "identity") as server:
+        server.wait_for("ready")
+        history = thread.submit(history_until_gone, pool, server.group)
+        server.process.send_signal(signal.SIGINT)
+        assert server.exit_code() == 0
+        assert history.result(15.0) == ["ready", "draining"]
+
+
+def test_near_the_end_of_its_walltime_it_drains(pool: ServerPool, tmp_path: Path) -> None:
+    with agent(pool, tmp_path, MODELS, "identity", walltime_s=1000.0, drain_before_s=990.0) as server:
+        server.wait_for("ready")
+        family, shm = server.family(), shared_memory_of(server.triton())
+        server.wait_for("draining")
+        assert server.exit_code() == 0
+        departure = server.departure()
+    assert (departure.failed, departure.reason) == (False, "its walltime ends soon")
+    assert_gone(family, shm)
+
+
+def test_it_drains_when_the_pool_asks_it_to_and_no_call_of_a_client_fails(
+    pool: ServerPool, tmp_path: Path, thread: ThreadPoolExecutor
+) -> None:
+    def call_until(ended: threading.Event) -> list[CallRecord]:
+        client, records, rows = session(pool.ref), [], rows_of(40, 32)
+        model = client.served("identity", version=None, tags=(), deadline_s=30.0)
+        while not ended.is_set():
+            calls = [client.submit(model, {"INPUT0": rows}, rows=len(rows), deadline_s=30.0) for _ in range(8)]
+            for call in calls:
+                np.testing.assert_array_equal(call.result()["OUTPUT0"], rows)
+                records.append(call.ledger.record())
+        return records
+
+    ended = threading.Event()
+    with (
+        agent(pool, tmp_path, MODELS, "identity") as leaving_server,
+        agent(pool, tmp_path, MODELS, "identity") as staying_server,
+    ):
+        leaving_id = leaving_server.wait_for("ready").info.id
+        staying_id = staying_server.wait_for("ready").info.id
+        records = thread.submit(call_until, ended)
+        wait_until(lambda: leaving_server.entry and leaving_server.entry.load.rows > 100, 20.0, "it had nothing to do")
+        pool.drain(leaving_id, "a test says so")
+        assert leaving_server.exit_code() == 0
+        ended.set()
+        assert {server for record in records.result(30.0) for server in record.servers} == {leaving_id, staying_id}
+        departure = leaving_server.departure()
+    assert (departure.failed, departure.reason) == (False, "the pool asked it to")
+
+
+def test_sigterm_while_triton_starts_ends_it_quickly(pool: ServerPool, tmp_path: Path) -> None:
+    repository = initialized_by(tmp_path, "import time", "time.sleep(600)")
+    with agent(pool, tmp_path, repository, "identity") as server:
+        server.stub()
+        family, shm = server.family(), shared_memory_of(server.triton())
+        server.process.terminate()
+        assert server.exit_code(GONE_S) == 0
+        departure = server.departure()
+    assert (departure.failed, departure.reason) == (False, "it was sent SIGTERM")
+    assert_gone(family, shm)
+
+
+# It ends because something is wrong -------------------------------------------------
+
+
+def test_a_triton_that_is_killed_is_the_end_and_its_last_lines_reach_the_owner(
+    pool: ServerPool, tmp_path: Path
+) -> None:
+    with agent(pool, tmp_path, MODELS, "identity") as server:
+        server.wait_for("ready")
+        family, shm = server.family(), shared_memory_of(server.triton())
+        server.triton().kill()
+        assert server.exit_code() == 1
+        departure = server.departure()
+        assert departure.reason in server.log.read_text()
+    assert (departure.failed, departure.reason) == (True, "Triton ended by itself with exit code -9")
+    assert "Started GRPCInferenceService" in departure.stderr.splitlines()[-1]
+    assert_gone(family, shm)
+
+
+def test_when_it_is_killed_a_busy_triton_and_its_stubs_die_and_the_lease_ends(
+    pool: ServerPool, tmp_path: Path, thread: ThreadPoolExecutor
+) -> None:
+    repository, begun = timed(tmp_path, t0_ms=3000)
+    with agent(pool, tmp_path, repository, "timed") as server:
+        address = server.wait_for("ready").info.address
+        family, shm = server.family(), shared_memory_of(server.triton())
+        answer = thread.submit(ask, address, "timed", rows_of(2, 4))
+        wait_until(begun.exists, 10.0)
+        server.process.kill()
+        server.process.wait()
+        assert_gone(family, shm)
+        assert answer.exception() is not None
+        departure = server.departure()
+    assert (departure.failed, departure.reason) == (True, f"nothing was heard of it for {LEASE_S:g} s")
+
+
+def test_a_triton_that_hangs_loses_its_lease_and_is_ended(pool: ServerPool, tmp_path: Path) -> None:
+    with agent(pool, tmp_path, MODELS, "identity") as server:
+        server.wait_for("ready")
+        triton = server.triton()
+        family, shm = server.family(), shared_memory_of(triton)
+        triton.suspend()
+        assert server.departure().reason == f"nothing was heard of it for {LEASE_S:g} s"
+        assert server.exit_code(LEASE_S + GONE_S) == 1
+        assert f"Triton did not answer for {LEASE_S:g} s" in server.log.read_text()
+    assert_gone(family, shm)
+
+
+def test_without_a_registry_it_ends_after_a_lease(installed: WheelInstallation, tmp_path: Path) -> None:
+    with (
+        ServerPool(run_dir=tmp_path / "run") as own,
+        agent(own, tmp_path, MODELS, "identity") as server,
+    ):
+        server.wait_for("ready")
+        family, shm = server.family(), shared_memory_of(server.triton())
+        registry_of(own.ref).kill()
+        assert server.exit_code(LEASE_S + GONE_S) == 1
+        assert f"the registry could not be reached for {LEASE_S:g} s" in server.log.read_text()
+    assert_gone(family, shm)
+
+
+def test_a_drain_that_the_registry_does_not_hear_of_answers_what_is_in_flight_all_the_same(
+    installed: WheelInstallation, tmp_path: Path, thread: ThreadPoolExecutor
+) -> None:
+    repository, begun = timed(tmp_path, t0_ms=2500)
+    with (
+        ServerPool(run_dir=tmp_path / "run") as own,
+        agent(own, tmp_path, repository, "timed") as server,
+    ):
+        answer = thread.submit(ask, server.wait_for("ready").info.address, "timed", rows_of(2, 4))
+        wait_until(begun.exists, 10.0)
+        registry_of(own.ref).kill()
+        server.process.terminate()
+        np.testing.assert_array_equal(answer.result(), rows_of(2, 4))
+        assert server.exit_code() == 0
+
+
+def test_a_model_that_cannot_be_loaded_is_told_in_its_own_words(pool: ServerPool, tmp_path: Path) -> None:
+    repository = initialized_by(tmp_path, "raise RuntimeError('the device is on fire')")
+    with agent(pool, tmp_path, repository, "identity") as server:
+        departure = server.departure()
+        assert server.exit_code() == 1
+        assert "the device is on fire" in server.log.read_text()
+    assert (departure.failed, departure.reason) == (True, "Triton ended at its start with exit code 1.")
+    assert "the device is on fire" in departure.stderr
+
+
+def test_a_triton_that_is_not_ready_in_time_is_ended(pool: ServerPool, tmp_path: Path) -> None:
+    repository = initialized_by(tmp_path, "import time", "time.sleep(600)")
+    with agent(pool, tmp_path, repository, "identity", start_timeout_s=6.0) as server:
+        server.stub()
+        family, shm = server.family(), shared_memory_of(server.triton())
+        departure = server.departure()
+        assert server.exit_code(GONE_S) == 1
+    assert (departure.failed, departure.reason) == (True, "Triton was not ready after 6 s")
+    assert_gone(family, shm)
+
+
+def test_one_whose_credentials_are_of_another_run_starts_nothing(
+    pool: ServerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forged = ServerPool(run_dir=tmp_path)
+    PoolRef(pool.run_id, pool.ref.registries, Credentials.new()).write(forged.ref_path)
+    with agent(forged, tmp_path, MODELS, "identity") as server:
+        assert server.exit_code() == 1
+        said = server.log.read_text()
+    assert "UNAUTHENTICATED: no valid credentials of this run" in said
+    assert "Traceback" not in said
+    assert all(entry.info.group != server.group for entry in pool.servers)
+
+
+def test_one_that_cannot_find_the_pool_says_where_it_looked(tmp_path: Path) -> None:
+    nowhere = ServerPool(run_dir=tmp_path / "ended")
+    with agent(nowhere, tmp_path, MODELS, "identity") as server:
+        assert server.exit_code() == 1
+        assert f"The pool's file {nowhere.ref_path} cannot be read" in server.log.read_text()

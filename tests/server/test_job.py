@@ -1,0 +1,38 @@
+"""What a batch job says of itself in its environment."""
+
+from __future__ import annotations
+
+import pytest
+
+from sonic_parsl.server.job import ends_at, job_id
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"SLURM_JOB_ID": "4711", "JOBNAME": "parsl.cpu.block-0"}, "4711"),
+        ({"JOB_ID": "17", "JOBNAME": "parsl"}, "17"),
+        ({"PBS_JOBID": "5.server"}, "5.server"),
+        ({"LSB_JOBID": "8"}, "8"),
+        ({"FLUX_JOB_ID": "f2"}, "f2"),
+        ({"JOBNAME": "parsl.cpu.block-0"}, "parsl.cpu.block-0"),
+        ({"SLURM_JOB_ID": "", "PBS_JOBID": "6"}, "6"),
+        ({"HOME": "/"}, ""),
+    ],
+)
+def test_a_job_has_the_id_its_batch_system_gave_it(environ: dict[str, str], expected: str) -> None:
+    assert job_id(environ) == expected
+
+
+def test_slurm_says_when_the_job_ends_and_is_believed_before_the_request() -> None:
+    assert ends_at({"SLURM_JOB_END_TIME": "1700003600"}, started_at=1.7e9, walltime_s=60.0) == 1700003600.0
+
+
+@pytest.mark.parametrize("told", ["", "soon", "-1"])
+def test_elsewhere_the_requested_walltime_counts_from_the_start(told: str) -> None:
+    assert ends_at({"SLURM_JOB_END_TIME": told}, started_at=1000.0, walltime_s=60.0) == 1060.0
+    assert ends_at({}, started_at=1000.0, walltime_s=60.0) == 1060.0
+
+
+def test_a_job_of_no_known_length_never_ends() -> None:
+    assert ends_at({}, started_at=1000.0, walltime_s=None) is None
