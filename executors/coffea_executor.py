@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from coffea.processor import ParslExecutor
 from typing_extensions import override
 
 from sonic_parsl.client.scope import Chunk, chunk_scope, current_pool
+from sonic_parsl.errors import find_ours
 from sonic_parsl.protocol import PoolRef
 from sonic_parsl.report import ChunkRecord, RunLog
 
@@ -68,13 +70,26 @@ class WithPool:
         return getattr(self.function, "__name__", "chunk")
 
     def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return what the work returns, with the chunk's records beside it."""
-        import uuid
+        """Return what the work returns, with the chunk's records beside it.
 
-        uid = str(uuid.UUID(bytes=item.fileuuid)) if item.fileuuid else ""
-        chunk = Chunk(fileuuid=uid, entrystart=item.entrystart, entrystop=item.entrystop)
+        Raises
+        ------
+        SonicError
+            What went wrong on our side, as it is: coffea wraps it in a text, and pickling loses what it wraps.
+        """
+        chunk = Chunk(
+            fileuuid=str(uuid.UUID(bytes=item.fileuuid)) if item.fileuuid else "",
+            entrystart=item.entrystart,
+            entrystop=item.entrystop,
+        )
         with chunk_scope(self.pool_ref, chunk) as scope:
-            out = self.function(item, *args, **kwargs)
+            try:
+                out = self.function(item, *args, **kwargs)
+            except Exception as error:
+                ours = find_ours(error)
+                if ours is None:
+                    raise
+                raise ours.at(file=item.filename, chunk=chunk) from None
             # What nobody has read yet may still be read: coffea pickles the output after this.
             scope.wait()
             records = [ChunkRecord.of(chunk, record) for record in scope.records()]

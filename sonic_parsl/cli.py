@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +11,7 @@ import click
 from rich.console import Console
 from typing_extensions import override
 
-from sonic_parsl.errors import SonicError
+from sonic_parsl.errors import find_ours
 from sonic_parsl.protocol import VERSION
 
 console = Console()
@@ -44,7 +43,7 @@ class _Group(click.Group):
 
 
 def _fail(error: Exception) -> NoReturn:
-    ours = next((cause for cause in _chain(error) if isinstance(cause, SonicError)), None)
+    ours = find_ours(error)
     errors.print("[bold red]Error:[/]", end=" ")
     _say(str(ours) if ours is not None else f"{type(error).__name__}: {error}", to=errors)
     if ours is None:
@@ -55,12 +54,6 @@ def _fail(error: Exception) -> NoReturn:
 def _say(text: str, *, to: Console = console) -> None:
     """Print as it is: a path may hold brackets, and should come out in one piece."""
     to.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -58,12 +58,24 @@ class SonicError(Exception):
         return f"{text} {self.hint}" if self.hint else text
 
     @override
+    def __repr__(self) -> str:
+        # coffea quotes the repr of what it wraps: it has to say as much as the text.
+        return f"{type(self).__name__}({str(self)!r})"
+
+    @override
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.hint, self.context)
 
     def at(self, **context: object) -> SonicError:
         """Return the same error with more context; what it already says is kept."""
         return type(self)(self.message, hint=self.hint, **{**context, **self.context})
+
+
+def find_ours(error: BaseException | None) -> SonicError | None:
+    """Return the first error of ours in the chain that led to `error`, or None."""
+    while error is not None and not isinstance(error, SonicError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _rebuild(cls: type[SonicError], message: str, hint: str, context: dict[str, object]) -> SonicError:

@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from sonic_parsl.errors import (
@@ -224,7 +225,10 @@ def _view(data: bytes, entry: tuple[str, str, tuple[int, ...]], span: tuple[int,
 
 @lru_cache(maxsize=1024)
 def _described(data: bytes) -> tuple[str, str, tuple[int, ...]]:
-    tensor = service_pb2.ModelInferResponse.InferOutputTensor.FromString(data)
+    try:
+        tensor = service_pb2.ModelInferResponse.InferOutputTensor.FromString(data)
+    except DecodeError:
+        raise ResponseError("The server's answer is damaged: the description of an output cannot be read.") from None
     return tensor.name, tensor.datatype, tuple(tensor.shape)
 
 
@@ -236,9 +240,10 @@ def _fields(data: bytes) -> Iterator[tuple[int, int, int]]:
             key, position = _read_varint(data, position)
             kind = key & 7
             if kind == _LENGTH_DELIMITED:
-                length, position = _read_varint(data, position)
-                yield key >> 3, position, position + length
-                position += length
+                length, start = _read_varint(data, position)
+                position = start + length
+                if position <= size:
+                    yield key >> 3, start, position
             elif kind == 0:
                 _, position = _read_varint(data, position)
             else:
@@ -246,7 +251,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int, int]]:
     except (IndexError, KeyError):
         position = size + 1
     if position != size:
-        raise ResponseError("The server's answer is damaged: its fields do not end where the message ends.")
+        raise ResponseError("The server's answer is damaged: its fields do not end where it ends.")
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:

@@ -38,7 +38,7 @@ def our_processes(*words: str) -> list[psutil.Process]:
     return found
 
 
-POOL_WORDS = ("tritonserver", "triton_python_backend_stub", "sonic_parsl.server", "sonic_parsl.pool")
+POOL_WORDS = ("tritonserver", "triton_python_backend_stub", "sonic_parsl.server", "sonic_parsl.pool", "server/guard.py")
 """Command lines of what a pool consists of."""
 PARSL_WORDS = ("interchange.py", "process_worker_pool")
 

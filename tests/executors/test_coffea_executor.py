@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import awkward as ak
@@ -11,26 +14,38 @@ from coffea.processor import ProcessorABC, Runner
 from typing_extensions import override
 
 import sonic_parsl as sonic
-from sonic_parsl.errors import ResponseError
+from sonic_parsl.errors import InferenceError
 from sonic_parsl.executors.coffea_executor import CoffeaExecutor
 from sonic_parsl.executors.site import Site
 from sonic_parsl.workflows import btag_ttbar, samples
-from sonic_parsl.workflows.btag_inputs import CLASSES, FEATURES
-from tests.executors.scores import Scores, run
+from sonic_parsl.workflows.btag_inputs import CLASSES
+from tests.executors.conftest import write_site
+from tests.executors.scores import MODEL, Scores, run
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Two workers, and two servers of the tagger and of a model that fails."""
+    folder = tmp_path_factory.mktemp("site")
+    for model in (MODEL.parents[1], Path(__file__).parents[1] / "models" / "failing"):
+        shutil.copytree(model, folder / "models" / model.name)
+    with sonic.load_site(write_site(folder), models=folder / "models") as opened:
+        opened.wait_ready()
+        yield opened
 
 
 class ReadsNothing(ProcessorABC):  # type: ignore[misc]
     """Asks for scores, some of which cannot come, and reads none of them."""
 
-    wrong = sonic.Model("btag", inputs={"features": FEATURES}, outputs={"scores": ["one", "two"]})
+    failing = sonic.Model("failing", inputs=["pt"], outputs=["score"])
 
     def __init__(self, *, read: bool = False) -> None:
         self.read = read
 
     @override
     def process(self, events: Any) -> dict[str, Any]:
-        scores = self.wrong(events.Jet)
-        return {"events": len(events), "sum": float(ak.sum(scores.one)) if self.read else 0.0}
+        scores = self.failing(events.Jet)
+        return {"events": len(events), "sum": float(ak.sum(scores.score)) if self.read else 0.0}
 
     @override
     def postprocess(self, accumulator: Any) -> Any:
@@ -68,22 +83,17 @@ def test_a_failed_column_that_nobody_reads_is_a_warning_never_silence(site: Site
     with pytest.warns(RuntimeWarning, match="was never read"):
         out = run(site.coffea_executor(status=False), ReadsNothing())
     assert out["events"] == 400
-    assert any("btag" in text and "never read" in text for text in site.report().warnings)
+    assert any("failing" in text and "never read" in text for text in site.report().warnings)
 
 
 @pytest.mark.parametrize("skipbadfiles", [False, True])
 def test_a_failed_column_that_is_read_fails_the_run_and_drops_no_events(site: Site, *, skipbadfiles: bool) -> None:
     executor = site.coffea_executor(status=False, retries=0)
     runner = Runner(executor=executor, schema=btag_ttbar.schema, chunksize=100, skipbadfiles=skipbadfiles)
-    with pytest.raises(Exception, match="classes") as caught:
+    with pytest.raises(InferenceError, match="this model always fails") as caught:
         runner(samples.fileset(), ReadsNothing(read=True))
-    chain: list[BaseException] = []
-    error: BaseException | None = caught.value
-    while error is not None:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    assert any(isinstance(error, ResponseError) for error in chain)
-    assert not any(isinstance(error, OSError) for error in chain)
+    assert {"model", "server", "request", "chunk", "file"} <= set(caught.value.context)
+    assert caught.value.__cause__ is None
 
 
 def test_results_leave_with_the_chunk_and_merge_on_the_workers(site: Site) -> None:

@@ -31,7 +31,7 @@ def _busy_workers() -> bool:
 def driver(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Run an analysis that goes on for minutes, as a user would."""
     data = generate(folder / "many.root", events=400_000)
-    argv = [Path(sys.executable).parent / "sonic-parsl", "run", "btag_ttbar", str(data), "--chunksize", "500"]
+    argv = [str(Path(sys.executable).parent / "sonic-parsl"), "run", "btag_ttbar", str(data), "--chunksize", "500"]
     options = ["--site", str(write_site(folder, lease=LEASE_S)), "--output", str(folder / "out")]
     log = (folder / "driver.log").open("w+")
     with log, subprocess.Popen([*argv, *options], stdout=log, stderr=log, text=True) as process:
