@@ -65,7 +65,7 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
     image, binary
         The image of ``apptainer``, the binary of ``host``.
     address, port_range
-        Where the servers listen.
+        Where the servers listen; by default, on the node's address by which it reaches the registry.
     start_timeout_s
         A server must be ready so many seconds after its job started.
     lease_s
@@ -96,7 +96,7 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
         runtime: str = "wheel",
         image: str | None = None,
         binary: str | None = None,
-        address: str = "127.0.0.1",
+        address: str | None = None,
         port_range: PortRange | None = None,
         lease_s: float = LEASE_S,
         start_timeout_s: float = 300.0,

@@ -47,3 +47,11 @@ def free_port(host: str, port_range: PortRange | None = None) -> int:
         f"There is {where} to listen on at {host}: {reason}.",
         hint="Widen port-range in the site file, or correct the address.",
     )
+
+
+def address_towards(peer: str) -> str:
+    """Return the IPv4 address of this node by which it reaches ``host:port`` `peer`; nothing is sent."""
+    host, _, port = peer.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as trial:
+        trial.connect((host, int(port)))
+        return str(trial.getsockname()[0])

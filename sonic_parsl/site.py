@@ -114,7 +114,7 @@ class ServerGroup(Job):
     binary: str | None = None
     models: str = PACKAGED_MODELS
     serve: list[str] | None = None
-    address: str = "127.0.0.1"
+    address: str | None = None
     start_timeout: Annotated[float, Field(gt=0)] = 300.0
     lease: Annotated[float, Field(ge=3)] = LEASE_S
     walltime: Annotated[float, Field(gt=0)] | None = None

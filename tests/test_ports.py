@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sonic_parsl.errors import ConfigError
-from sonic_parsl.ports import free_port, listen_addresses
+from sonic_parsl.ports import address_towards, free_port, listen_addresses
 
 HOST = "127.0.0.1"
 
@@ -62,3 +62,7 @@ def test_an_address_of_another_machine_is_an_error_that_says_so() -> None:
         ConfigError, match=r"no port to listen on at 192\.0\.2\.1: Cannot assign .* correct the address"
     ):
         free_port("192.0.2.1")
+
+
+def test_a_node_on_loopback_reaches_loopback_by_loopback() -> None:
+    assert address_towards("127.0.0.1:50000") == "127.0.0.1"

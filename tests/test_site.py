@@ -45,7 +45,7 @@ def test_the_local_site_has_two_servers_on_this_machine() -> None:
     settings = read(find("local"))
     (group,) = settings.servers.values()
     assert group.count == Count(min=2, max=2)
-    assert (group.provider, group.address, group.models) == ("local", "127.0.0.1", PACKAGED_MODELS)
+    assert (group.provider, group.address, group.models) == ("local", None, PACKAGED_MODELS)
 
 
 def test_everything_but_a_server_group_has_a_default(written: Path) -> None:

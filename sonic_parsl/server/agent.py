@@ -25,6 +25,7 @@ from typing import Any
 import click
 
 from sonic_parsl.errors import InferenceError, PoolError, PoolLostError, SonicError
+from sonic_parsl.ports import address_towards
 from sonic_parsl.protocol import (
     VERSION,
     Drain,
@@ -74,6 +75,8 @@ class Agent:
 
     Attributes
     ----------
+    address
+        Where Triton listens.
     log
         Where Triton's output goes: a file without a name, of which nothing can be left.
     """
@@ -81,6 +84,7 @@ class Agent:
     spec: ServerSpec
     info: ServerInfo
     registry: RegistryStub
+    address: str
     log: io.FileIO
     state: ServerState = "starting"
     load: ServerLoad = field(default_factory=ServerLoad)
@@ -134,7 +138,7 @@ class Agent:
         options = TritonOptions(
             repository=self.spec.repository,
             models=self.spec.models,
-            address=self.spec.address,
+            address=self.address,
             port=0,
             exit_timeout_s=max(1, round(self.spec.drain_s)),
         )
@@ -269,7 +273,9 @@ def _describe_self(spec: ServerSpec, block_id: str) -> ServerInfo:
 async def serve(spec: ServerSpec, block_id: str) -> End:
     """Run one server from start to end."""
     with tempfile.TemporaryFile(buffering=0) as log:
-        agent = Agent(spec, _describe_self(spec, block_id), RegistryStub(PoolRef.from_environment()), log)
+        ref = PoolRef.from_environment()
+        address = spec.address or address_towards(ref.registries[0])
+        agent = Agent(spec, _describe_self(spec, block_id), RegistryStub(ref), address, log)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.drain, f"it was sent {number.name}")

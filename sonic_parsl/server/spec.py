@@ -28,7 +28,7 @@ class ServerSpec:
     gpu
         True where Triton needs the node's GPUs.
     address, port_range
-        Where Triton listens.
+        Where Triton listens; by default, on the node's address by which it reaches the registry.
     lease_s
         The registry forgets the server when it hears nothing for so many seconds; a server that does not
         reach the registry for so long ends.
@@ -51,7 +51,7 @@ class ServerSpec:
     image: str | None = None
     binary: str | None = None
     gpu: bool = False
-    address: str = "127.0.0.1"
+    address: str | None = None
     port_range: PortRange | None = None
     lease_s: float = LEASE_S
     start_timeout_s: float = 300.0

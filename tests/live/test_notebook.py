@@ -9,7 +9,9 @@ from pathlib import Path
 
 import nbformat
 import psutil
+import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from tests.leaks import POOL_WORDS, assert_nothing_is_left, our_processes, wait_until
 from tests.live.conftest import LEASE_S, write_site
@@ -52,11 +54,17 @@ assert out["events"] == 400 and out["b"] > 0, out
 """
 
 USE = """
-rows = ak.Array([[{name: 1.0 for name in btag_inputs.FEATURES}] * n for n in (2, 0, 3)])
+rows = ak.Array([[{{name: 1.0 for name in btag_inputs.FEATURES}}] * n for n in (2, 0, 3)])
 scores = Tagging.tagger(rows)
 assert ak.num(scores).to_list() == [2, 0, 3]
 np.testing.assert_allclose(ak.flatten(scores.b + scores.c + scores.light), 1, rtol=1e-5)
-assert site.report().events_out == 400
+assert site.report().events_out == {runs} * 400
+"""
+
+WAIT = """
+import pathlib, time
+pathlib.Path("waiting").touch()
+time.sleep(600)
 """
 
 CLOSE = "site.close()"
@@ -74,6 +82,15 @@ class Notebook:
             cells = self._client.nb.cells
             cells.append(nbformat.v4.new_code_cell(source))
             await self._client.async_execute_cell(cells[-1], len(cells) - 1)
+
+    async def interrupt(self, source: str, *, once: Path) -> None:
+        """Interrupt a cell that is running `once` a file is there, as the stop button does."""
+        cell = asyncio.ensure_future(self.run(source))
+        while not once.exists():
+            await asyncio.sleep(0.05)
+        await self._client.km.interrupt_kernel()
+        with pytest.raises(CellExecutionError, match="KeyboardInterrupt"):
+            await cell
 
     async def restart(self) -> None:
         """Kill the kernel and start another, as Jupyter does where a kernel does not end by itself in time."""
@@ -98,12 +115,14 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
 
-def test_a_site_is_used_from_one_cell_to_the_next(tmp_path: Path) -> None:
+def test_a_site_is_used_from_one_cell_to_the_next_and_after_an_interrupt(tmp_path: Path) -> None:
     load = LOAD.format(site=str(write_site(tmp_path)))
 
     async def use() -> None:
         async with notebook(tmp_path) as opened:
-            await opened.run(load, RUN, USE, CLOSE)
+            await opened.run(load, RUN)
+            await opened.interrupt(WAIT, once=tmp_path / "waiting")
+            await opened.run(RUN, USE.format(runs=2), CLOSE)
             assert_nothing_is_left()
 
     asyncio.run(use())
@@ -121,7 +140,7 @@ def test_a_site_is_loaded_again_after_the_kernel_was_killed(tmp_path: Path) -> N
             await opened.restart()
             await opened.run(load, RUN)
             wait_until(lambda: gone(first), LEASE_S + LEASE_SLACK_S, what=lambda: first)
-            await opened.run(USE, CLOSE)
+            await opened.run(USE.format(runs=1), CLOSE)
 
     asyncio.run(use())
     assert_nothing_is_left(WORKERS_GONE_S)
