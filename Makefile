@@ -15,12 +15,12 @@ $(VENV)/.installed: pyproject.toml
 
 demo: install
 	$(BIN)/sonic-parsl server install
-	$(BIN)/sonic-parsl data fetch
-	$(BIN)/sonic-parsl run btag_ttbar --site local --output out/
+	$(BIN)/sonic-parsl data fetch > /dev/null
+	$(BIN)/sonic-parsl run btag_ttbar --site local --output out/ --chunksize 50
 
 test: install lint
 	$(BIN)/sonic-parsl server install
-	$(BIN)/sonic-parsl data fetch
+	$(BIN)/sonic-parsl data fetch > /dev/null
 	$(BIN)/python -m pytest
 
 lint: install

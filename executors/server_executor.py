@@ -128,10 +128,10 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
         self.drain_s = drain_s
         self.walltime_s = walltime_s
         self.python = python
-        if not 0 <= self.min_servers <= self.max_servers:
+        if not 1 <= self.min_servers <= self.max_servers:
             raise ConfigError(
                 f"Group {label} asks for at least {self.min_servers} and at most {self.max_servers} servers.",
-                hint="Set 0 <= min_servers <= max_servers.",
+                hint="Set 1 <= min_servers <= max_servers: without a server nobody could say that one is needed.",
             )
         self._policy = Policy(
             min_servers=self.min_servers,

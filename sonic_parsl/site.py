@@ -49,8 +49,8 @@ def _as_range(value: object) -> object:
 class Count(_Section):
     """How many, at least and at most."""
 
-    min: Annotated[int, Field(ge=0)] = 1
-    max: Annotated[int, Field(ge=0)] = 1
+    min: Annotated[int, Field(ge=1)] = 1
+    max: Annotated[int, Field(ge=1)] = 1
 
     @model_validator(mode="after")
     def _check_order(self) -> Count:

@@ -103,7 +103,7 @@ def test_a_task_that_lands_on_the_servers_runs_on_the_workers(tmp_path: Path) ->
 
 def test_a_task_with_no_workers_anywhere_fails_with_a_sentence(tmp_path: Path) -> None:
     pool = ServerPool()
-    only_servers = [servers(pool, min_servers=0, max_servers=1)]
+    only_servers = [servers(pool)]
     with loaded(only_servers, tmp_path), pytest.raises(ConfigError, match="no other executor could run it"):
         anywhere(1).result()
 
@@ -151,9 +151,10 @@ def test_a_wrong_repository_is_refused_before_a_block_is_submitted(tmp_path: Pat
     assert_nothing_is_left()
 
 
-def test_more_at_least_than_at_most_is_refused() -> None:
-    with pytest.raises(ConfigError, match=re.escape("at least 3 and at most 1")):
-        servers(ServerPool(), min_servers=3, max_servers=1)
+@pytest.mark.parametrize(("least", "most"), [(3, 1), (0, 1)])
+def test_numbers_of_servers_that_make_no_sense_are_refused(least: int, most: int) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"at least {least} and at most {most}")):
+        servers(ServerPool(), min_servers=least, max_servers=most)
 
 
 def test_a_group_grows_while_requests_queue_and_shrinks_when_idle(tmp_path: Path) -> None:
