@@ -61,7 +61,7 @@ def test_a_model_folder_is_beside_the_site_file(written: Path) -> None:
     assert folders == [str(written.parent / "my/models"), "/abs", str(Path.home() / "m"), PACKAGED_MODELS]
 
 
-@given(low=st.integers(0, 100), more=st.integers(0, 100))
+@given(low=st.integers(1, 100), more=st.integers(0, 100))
 def test_a_count_is_a_number_or_a_range(low: int, more: int) -> None:
     one = SiteFile.model_validate({"servers": {"a": {"count": low}}})
     assert one.servers["a"].count == Count(min=low, max=low)
@@ -107,7 +107,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_right_one(written: Path, tex
         ("servers: {a: }", "servers.a: this should be a mapping, with keys of its own."),
         ("servers: {a: {count: many}}", "servers.a.count: 'many' is neither a number nor {min: ..., max: ...}."),
         ("servers: {a: {count: {min: 3, max: 2}}}", "servers.a.count: min is 3, which is more than max, 2."),
-        ("servers: {a: {count: -1}}", "servers.a.count.min: Input should be greater than or equal to 0."),
+        ("servers: {a: {count: 0}}", "servers.a.count.min: Input should be greater than or equal to 1."),
         ("servers: {a: {device: tpu}}", "servers.a.device is 'tpu'; known are cpu, gpu."),
         ("servers: {a: {runtime: docker}}", "servers.a.runtime: Input should be 'wheel', 'host' or 'apptainer'."),
         ("servers: {a: {runtime: apptainer}}", "servers.a: runtime apptainer needs an image, a SIF file or docker://"),

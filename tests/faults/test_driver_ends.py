@@ -24,7 +24,7 @@ PHASES: dict[str, Callable[[], object]] = {
 
 
 def _busy_workers() -> bool:
-    return any(process.cpu_times().user > 2.0 for process in our_processes("process_worker_pool"))
+    return any(process.cpu_times().user > 3.0 for process in our_processes("multiprocessing.spawn"))
 
 
 @contextmanager
