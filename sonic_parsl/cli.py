@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -98,12 +102,21 @@ def run(
     analysis = loader.load(workflow)
     fileset = make_fileset(files) if files else runner.input_of(analysis)
     output.mkdir(parents=True, exist_ok=True)
-    with load_site(site_name, models=models or analysis.models) as site:
+    with load_site(site_name, models=models or analysis.models) as site, _one_account_of_an_error():
         result, report = runner.run(analysis, site, fileset, chunksize=chunksize)
     written = runner.keep(analysis, result, report, output)
     console.print(report)
     for path in written:
         _say(f"Wrote {path}")
+
+
+@contextmanager
+def _one_account_of_an_error() -> Iterator[None]:
+    """Drop the traceback that coffea prints of an error before it raises it: `_fail` tells of it."""
+    held = io.StringIO()
+    with nullcontext() if click.get_current_context().find_root().params["debug"] else redirect_stderr(held):
+        yield
+    sys.stderr.write(held.getvalue())
 
 
 @main.command()
