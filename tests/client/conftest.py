@@ -150,7 +150,7 @@ def _end(process: psutil.Popen, shm_prefix: str) -> None:
     remove_shared_memory(shm_prefix)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pair(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
     """Two servers that all tests share and none harms."""
     servers = Servers(repository, tmp_path_factory.mktemp("logs"))

@@ -95,7 +95,9 @@ class Notebook:
     async def restart(self) -> None:
         """Kill the kernel and start another, as Jupyter does where a kernel does not end by itself in time."""
         await self._client.km.restart_kernel(now=True)
-        await self._client.kc.wait_for_ready(timeout=CELL_S)
+        # With the old connections a reply is sometimes noticed at the cell's time-out only.
+        self._client.kc.stop_channels()
+        await self._client.async_start_new_kernel_client()
 
 
 @asynccontextmanager
