@@ -44,7 +44,7 @@ class PoolLine:
         self._thread.join()
 
     def _run(self) -> None:
-        shown = ""
+        shown = describe(ServerTable(run_id="", generation=0))  # an empty pool is no news
         while not self._done.is_set():
             line = describe(self._pool.table)
             if line != shown:

@@ -37,6 +37,11 @@ HEARTBEAT_PERIOD_S, HEARTBEAT_THRESHOLD_S = 5, 30
 """Workers whose driver is gone end after the threshold; Parsl's own 120 s is long for a shared queue."""
 STRATEGY_PERIOD_S = 1
 """How often the pool looks at its servers; the batch system is asked less often, as its provider says."""
+OWN_TMPDIR = """\
+export TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/sonic-parsl-XXXXXX")
+trap 'rm -rf "$TMPDIR"' EXIT
+trap 'exit 143' TERM"""
+"""Parsl's worker pools leave a folder with a socket where they are ended: it goes with the job's script."""
 MORE_SERVERS_S = 10.0
 """Once a server is ready, the others of the minimum are waited for so long before work starts."""
 
@@ -81,7 +86,7 @@ class Site:
 
     @property
     def run_dir(self) -> Path:
-        """Folder of this run's files and logs; removed at the end if nothing failed."""
+        """Folder of this run's files and logs; removed at the end, unless the pool was lost."""
         return self.pool.run_dir
 
     def open(self) -> Self:
@@ -176,7 +181,7 @@ class Site:
             heartbeat_period=HEARTBEAT_PERIOD_S,
             heartbeat_threshold=HEARTBEAT_THRESHOLD_S,
             interchange_launch_cmd=leashed(["interchange.py"]),
-            provider=make_provider(workers, count=workers.count, more_init=self.pool.worker_init),
+            provider=make_provider(workers, count=workers.count, more_init=f"{OWN_TMPDIR}\n{self.pool.worker_init}"),
             **({"worker_port_range": ports, "interchange_port_range": ports} if (ports := driver.port_range) else {}),
         )
 
@@ -205,6 +210,9 @@ class Site:
 
 def load_site(name: str | Path, *, models: str | Path | None = None) -> Site:
     """Bring a site up: Parsl's workers and a pool of servers.
+
+    It returns when both have been asked for. Calls of a model wait for the first server that is ready;
+    :meth:`Site.wait_ready` waits for it, too.
 
     Parameters
     ----------

@@ -83,9 +83,9 @@ STATUS: dict[str, Rule] = {
     # A Triton that drains answers so while its port is still open; so does one where the model was unloaded.
     "NOT_FOUND": Rule("elsewhere", ModelNotFoundError, "does not have the model"),
     # A dead python stub, or a model that fails on this very input: one other server decides which it is.
-    "INTERNAL": Rule("once", InferenceError, "failed", "Read the server's log."),
-    "UNKNOWN": Rule("once", InferenceError, "failed in an unknown way", "Read the server's log."),
-    "DATA_LOSS": Rule("once", InferenceError, "lost data", "Read the server's log."),
+    "INTERNAL": Rule("once", InferenceError, "failed"),
+    "UNKNOWN": Rule("once", InferenceError, "failed in an unknown way"),
+    "DATA_LOSS": Rule("once", InferenceError, "lost data"),
     "INVALID_ARGUMENT": Rule("never", RejectedError, "refuses the request", _UPDATE),
     "OUT_OF_RANGE": Rule("never", RejectedError, "refuses the request", _UPDATE),
     "FAILED_PRECONDITION": Rule("never", RejectedError, "refuses the request", _UPDATE),

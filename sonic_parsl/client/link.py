@@ -19,8 +19,6 @@ class Link:
 
     def __init__(self, entry: ServerEntry) -> None:
         self.server_id = entry.info.id
-        self.address = entry.info.address
-        self.kinds: dict[ModelKey, str] = {}
         self.update(entry)
         self.rows_in_flight = 0
         self.in_flight: set[Request] = set()
@@ -29,8 +27,9 @@ class Link:
 
     def update(self, entry: ServerEntry) -> None:
         """Take over what the table says."""
+        self.address = entry.info.address  # a server that starts has none yet
         models = entry.info.models if entry.state == "ready" else ()
-        self.kinds = {key_of(model): model.numeric_kind for model in models}
+        self.kinds: dict[ModelKey, str] = {key_of(model): model.numeric_kind for model in models}
 
     @property
     def kserve(self) -> KServe:

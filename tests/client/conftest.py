@@ -78,9 +78,8 @@ class Server:
             for model in self.models
             if state != "starting"
         )
-        return ServerEntry(
-            ServerInfo(self.id, "cpu", "cpu", "hardware", "localhost", self.address, "0", "1", models), state
-        )
+        address = "" if state == "starting" else self.address
+        return ServerEntry(ServerInfo(self.id, "cpu", "cpu", "hardware", "localhost", address, "0", "1", models), state)
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""

@@ -6,6 +6,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import awkward as ak
+import numpy as np
 import pytest
 
 import sonic_parsl as sonic
@@ -55,4 +57,14 @@ def test_close_may_be_called_twice_and_the_site_opened_again(tmp_path: Path) -> 
         site = sonic.load_site(write_site(tmp_path, count="1"))
         site.close()
         site.close()
+    assert_nothing_is_left()
+
+
+def test_a_model_may_be_called_before_a_server_is_ready(tmp_path: Path) -> None:
+    tagger = sonic.Model("btag", inputs=["x"], outputs=["b", "c", "light"])
+    with sonic.load_site(write_site(tmp_path)) as site:
+        for _ in range(3):
+            scores = tagger(np.ones((5, 12), dtype="float32"), lazy=False)
+            assert ak.to_numpy(scores.b + scores.c + scores.light) == pytest.approx(1.0)
+        assert site.report().retries == 0
     assert_nothing_is_left()

@@ -38,6 +38,10 @@ def test_a_server_killed_in_mid_run_costs_no_event_and_no_score(victim: str, tmp
         report = site.report()
         assert report.events_in == report.events_out == 400
         assert report.rows == 1504 + 1636
+        site.pool.wait_ready(2, timeout_s=60)
+        newcomer = next(entry.info.id for entry in site.pool.table.ready if entry.info.block_id == "2")
+        run(site.coffea_executor(status=False), Scores(), chunksize=20)
+        assert next(line.rows for line in site.report().servers if line.id == newcomer) > 0
     assert_nothing_is_left()
 
 

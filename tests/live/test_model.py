@@ -300,6 +300,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         (BREAKS, "this model breaks on every input", {"model", "server", "request"}, True),
         (IS_LATE, "The call's time is over after 1 attempts", {"model"}, True),
     ],
+    ids=["broken", "broken-skipbadfiles", "late-skipbadfiles"],
 )
 @pytest.mark.parametrize("executor", ["parsl", "iterative"])
 def test_an_error_in_process_stops_the_run_and_says_where(
@@ -313,5 +314,5 @@ def test_an_error_in_process_stops_the_run_and_says_where(
     errors = list(chain(caught.value))
     assert not [error for error in errors if isinstance(error, OSError)]
     ours = next(error for error in errors if isinstance(error, InferenceError))
-    assert ours.context.keys() == context | ({"chunk"} if executor == "parsl" else set())
+    assert ours.context.keys() == context | ({"file", "chunk"} if executor == "parsl" else set())
     assert ours.context["model"] == f"{processor.model.name} version 1"

@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+import zmq
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -81,7 +82,18 @@ class Notebook:
         for source in sources:
             cells = self._client.nb.cells
             cells.append(nbformat.v4.new_code_cell(source))
-            await self._client.async_execute_cell(cells[-1], len(cells) - 1)
+            listening = asyncio.ensure_future(self._listen())
+            try:
+                await self._client.async_execute_cell(cells[-1], len(cells) - 1)
+            finally:
+                listening.cancel()
+
+    async def _listen(self) -> None:
+        """Look at the sockets now and then: a reply is sometimes not noticed before the cell's time-out."""
+        while True:
+            await asyncio.sleep(0.5)
+            for channel in (self._client.kc.shell_channel, self._client.kc.iopub_channel):
+                channel.socket.get(zmq.EVENTS)
 
     async def interrupt(self, source: str, *, once: Path) -> None:
         """Interrupt a cell that is running `once` a file is there, as the stop button does."""
@@ -95,9 +107,7 @@ class Notebook:
     async def restart(self) -> None:
         """Kill the kernel and start another, as Jupyter does where a kernel does not end by itself in time."""
         await self._client.km.restart_kernel(now=True)
-        # With the old connections a reply is sometimes noticed at the cell's time-out only.
-        self._client.kc.stop_channels()
-        await self._client.async_start_new_kernel_client()
+        await self._client.kc.wait_for_ready(timeout=CELL_S)
 
 
 @asynccontextmanager

@@ -69,13 +69,14 @@ def servers(pool: sonic.ServerPool) -> sonic.ServerExecutor:
 def loaded(executors: list[Any], folder: Path) -> Iterator[Any]:
     """Parsl with these executors; nothing is left of it."""
     config = Config(executors=executors, run_dir=str(folder / "runinfo"), strategy_period=0.5)
-    handlers: list[logging.Handler] = []
+    opened: list[logging.FileHandler] = []
     try:
         with parsl.load(config) as dfk:
-            handlers += logging.getLogger("parsl").handlers
+            found = [x for x in logging.getLogger("parsl").handlers if isinstance(x, logging.FileHandler)]
+            opened += [handler for handler in found if handler.baseFilename.startswith(str(folder))]
             yield dfk
     finally:
-        for handler in handlers:  # Parsl lets go of its log file without closing it
+        for handler in opened:  # Parsl lets go of its log file without closing it
             handler.close()
     assert_nothing_is_left()
 
