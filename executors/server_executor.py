@@ -145,6 +145,16 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
         self._lock = threading.Lock()
         self._closing = False
 
+    def check(self) -> None:
+        """Check models and settings.
+
+        Raises
+        ------
+        RepositoryError, RuntimeMissingError, ConfigError
+            They are wrong.
+        """
+        self._spec()
+
     # Parsl starts and stops it ------------------------------------------------
 
     @override

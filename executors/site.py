@@ -144,14 +144,20 @@ class Site:
         self.run_dir.mkdir(mode=0o700, parents=True)
         self._log_handler = _log_to(self.run_dir / "sonic-parsl.log")
         _put_own_bin_on_path()
-        self.dfk = parsl.load(self._config())
+        config = self._config()
+        for executor in config.executors:
+            if isinstance(executor, ServerExecutor):
+                executor.check()  # a Parsl that fails half-way in its start cannot be cleaned up
+        self.dfk = parsl.load(config)
 
     def _stop(self) -> None:
         """Clean up; keep the logs of a run whose pool was lost."""
+        parsl_logs = _parsl_log_handlers(self.run_dir)
         if hasattr(self, "dfk"):
-            parsl_log = _parsl_log_handler(self.dfk)
             self.dfk.cleanup()
-            parsl_log.close()
+        for handler in parsl_logs:
+            logging.getLogger("parsl").removeHandler(handler)
+            handler.close()
         self.pool.close()
         if not hasattr(self, "_log_handler"):
             return
@@ -308,10 +314,10 @@ def _put_own_bin_on_path() -> None:
         os.environ["PATH"] = os.pathsep.join([own, path])
 
 
-def _parsl_log_handler(dfk: DataFlowKernel) -> logging.Handler:
-    """Return what writes parsl.log: Parsl lets go of it at its cleanup without closing it."""
+def _parsl_log_handlers(folder: Path) -> list[logging.Handler]:
+    """Return what writes parsl.log: Parsl does not close it at its cleanup, and keeps it where its start failed."""
     handlers = logging.getLogger("parsl").handlers
-    return next(handler for handler in handlers if getattr(handler, "baseFilename", "").startswith(dfk.run_dir))
+    return [handler for handler in handlers if getattr(handler, "baseFilename", "").startswith(f"{folder}/")]
 
 
 def _log_to(path: Path) -> logging.Handler:

@@ -56,6 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     death_signal, parent, *command = arguments
     try:
         follow(parent=int(parent), death_signal=int(death_signal))
+        if os.getpgrp() != os.getpid():
+            os.setsid()  # Ctrl-C in a terminal, or an interrupt in a notebook, is for the driver
         os.execvp(command[0], command)
     except OSError as error:
         sys.stderr.write(f"{command[0]} cannot be started: {error.strerror}.\n")

