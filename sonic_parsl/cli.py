@@ -103,7 +103,8 @@ def run(
     fileset = make_fileset(files) if files else runner.input_of(analysis)
     output.mkdir(parents=True, exist_ok=True)
     with load_site(site_name, models=models or analysis.models) as site, _one_account_of_an_error():
-        result, report = runner.run(analysis, site, fileset, chunksize=chunksize)
+        result = runner.run(analysis, site, fileset, chunksize=chunksize)
+    report = site.report()  # after the servers have left, with their last numbers
     written = runner.keep(analysis, result, report, output)
     console.print(report)
     for path in written:

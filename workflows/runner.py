@@ -16,7 +16,7 @@ from sonic_parsl.workflows.loader import Fileset, Workflow
 from sonic_parsl.workflows.pictures import draw_all
 
 
-def run(workflow: Workflow, site: Site, fileset: Fileset, *, chunksize: int) -> tuple[Any, Report]:
+def run(workflow: Workflow, site: Site, fileset: Fileset, *, chunksize: int) -> Any:
     """Run `workflow` over `fileset` with the workers and servers of `site`.
 
     Parameters
@@ -26,14 +26,13 @@ def run(workflow: Workflow, site: Site, fileset: Fileset, *, chunksize: int) -> 
 
     Returns
     -------
-    tuple
-        What the processor returned, accumulated, and the report.
+    object
+        What the processor returned, accumulated.
     """
     with PoolLine(site.pool, coffea.util.coffea_console):
         site.wait_ready()
         runner = Runner(executor=site.coffea_executor(), schema=workflow.schema, chunksize=chunksize)
-        output = runner(fileset, workflow.processor)
-    return output, site.report()
+        return runner(fileset, workflow.processor)
 
 
 def keep(workflow: Workflow, output: Any, report: Report, folder: Path) -> list[Path]:
