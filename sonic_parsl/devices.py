@@ -25,20 +25,17 @@ class Device:
         What sort of processor it is.
     fidelity
         ``hardware``, or ``emulated`` where a CPU computes what the device would.
-    instance_kind
-        Triton's ``instance_group`` kind.
     """
 
     kind: str
     family: Family
     fidelity: Fidelity = "hardware"
-    instance_kind: Literal["KIND_CPU", "KIND_GPU"] = "KIND_CPU"
 
 
 BUILT_IN: dict[str, Device] = {
     device.kind: device
     for device in (
         Device(kind="cpu", family="cpu"),
-        Device(kind="gpu", family="gpu", instance_kind="KIND_GPU"),
+        Device(kind="gpu", family="gpu"),
     )
 }
