@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint soak bench clean
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,19 @@ lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+soak: install
+	$(BIN)/sonic-parsl server install
+	$(BIN)/python -m tests.faults.soak --minutes 10
+
+bench: install
+	$(BIN)/sonic-parsl server install
+	mkdir -p out
+	$(BIN)/python -m benchmarks.overhead --json out/overhead.json
+	$(BIN)/python -m benchmarks.overlap --json out/overlap.json
+	$(BIN)/python -m benchmarks.peer_coffea --json out/peer_coffea.json
+	$(BIN)/python -m benchmarks.recovery --json out/recovery.json
+	$(BIN)/python -m benchmarks.elasticity --json out/elasticity.json
 
 clean:
 	rm -rf $(VENV) out dist

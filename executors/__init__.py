@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from sonic_parsl.executors.checkpointer import Checkpointer
 from sonic_parsl.executors.coffea_executor import CoffeaExecutor
 from sonic_parsl.executors.server_executor import ServerExecutor
 from sonic_parsl.executors.site import Site, load_site
 
-__all__ = ["CoffeaExecutor", "ServerExecutor", "Site", "load_site"]
+__all__ = ["Checkpointer", "CoffeaExecutor", "ServerExecutor", "Site", "load_site"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from parsl.jobs.states import JobState, JobStatus
 
 from sonic_parsl.pool.scaler import Block, Demand
-from sonic_parsl.protocol import Departure, ServerEntry, ServerTable
+from sonic_parsl.protocol import MAX_REASON, BlockEntry, BlockState, Departure, ServerEntry, ServerTable
 
 ENDED = {
     JobState.COMPLETED,
@@ -18,6 +19,8 @@ ENDED = {
     JobState.MISSING,
     JobState.SCALED_IN,
 }
+LOST_SHOWN = 5
+"""So many of the blocks that were lost are told to others: a long run on an opportunistic pool loses hundreds."""
 
 
 class BlockBook:
@@ -37,6 +40,7 @@ class BlockBook:
         self._totals = (0, 0.0)
         self._queue_ms = 0.0
         self._active_at: float | None = None
+        self._served_at: float | None = None
 
     @property
     def blocks(self) -> list[Block]:
@@ -50,6 +54,10 @@ class BlockBook:
     def cancelled(self, block_id: str) -> None:
         """Note that the pool cancelled a block."""
         self._update(block_id, cancelled=True)
+
+    def replaced(self, block_id: str) -> None:
+        """Note that another block takes its place."""
+        self._update(block_id, replaced=True)
 
     def fail(self, block_id: str, reason: str) -> None:
         """Note why a block failed, unless that is known already."""
@@ -83,15 +91,38 @@ class BlockBook:
         for departure in new:
             if departure.group == self._group:
                 self._depart(departure)
+        if table.ready:
+            self._served_at = now
         entries = self._entries(table)
         for block in self.blocks:
             self._count(block, [entry for entry in entries if entry.info.block_id == block.id], now)
         self._measure(entries, now)
 
+    def without_servers(self, job_ids: Mapping[str, str]) -> tuple[BlockEntry, ...]:
+        """Return the blocks that have no server in the table: what is on its way, and what was lost last.
+
+        Parameters
+        ----------
+        job_ids
+            The batch system's job of each block.
+        """
+        entries = list(self._without_servers(job_ids))
+        old = [entry for entry in entries if entry.state == "lost"][:-LOST_SHOWN]
+        return tuple(entry for entry in entries if entry not in old)
+
+    def _without_servers(self, job_ids: Mapping[str, str]) -> Iterator[BlockEntry]:
+        states: dict[str, BlockState] = {"queued": "queued", "starting": "starting"}
+        for block in self.blocks:
+            state = "lost" if block.phase == "ended" and block.failure is not None else states.get(block.phase)
+            if state is not None and not block.servers_starting:
+                reason = (block.failure or "").partition("\n")[0][:MAX_REASON]
+                yield BlockEntry(self._group, block.id, str(job_ids.get(block.id, "")), state, reason)
+
     def demand(self, now: float) -> Demand:
         """Return what the servers reported lately."""
         idle_s = 0.0 if self._active_at is None else now - self._active_at
-        return Demand(queue_ms=self._queue_ms, idle_s=idle_s)
+        unserved_s = math.inf if self._served_at is None else now - self._served_at
+        return Demand(queue_ms=self._queue_ms, idle_s=idle_s, unserved_s=unserved_s)
 
     def _entries(self, table: ServerTable) -> list[ServerEntry]:
         return [entry for entry in table.servers if entry.info.group == self._group]
@@ -112,7 +143,8 @@ class BlockBook:
             servers_ready=states.count("ready"),
             servers_starting=states.count("starting"),
             servers_leaving=states.count("draining"),
-            was_ready=block.was_ready or "ready" in states,
+            ready_at=now if block.ready_at is None and "ready" in states else block.ready_at,
+            ends_at=min((entry.info.ends_at for entry in entries if entry.info.ends_at is not None), default=None),
             running_at=block.running_at if block.running_at is not None or not states else now,
             gone_at=None if states else gone_at,
         )

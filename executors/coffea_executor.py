@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import coffea.processor.parsl.timeout
@@ -14,8 +14,11 @@ from coffea.processor import ParslExecutor
 from typing_extensions import override
 
 from sonic_parsl.client.scope import Chunk, chunk_scope, current_pool
-from sonic_parsl.errors import find_ours
-from sonic_parsl.protocol import PoolRef
+from sonic_parsl.client.session import raise_if_lost
+from sonic_parsl.errors import SonicError, find_ours
+from sonic_parsl.executors.carried import WhereItLies
+from sonic_parsl.executors.explain import Explained, explain, parsl_explained
+from sonic_parsl.poolref import PoolRef
 from sonic_parsl.report import ChunkRecord, RunLog
 
 RECORDS = "sonic_parsl"
@@ -45,10 +48,10 @@ class CoffeaExecutor(ParslExecutor):  # type: ignore[misc]
 
     @override
     def __call__(self, items: Sequence[Any], function: Callable[..., Any], accumulator: Any) -> Any:
-        with _any_thread():
+        with _no_alarm, parsl_explained():
             if self.function_name == "get_metadata":
-                return super().__call__(items, function, accumulator)
-            work = WithPool(function, self.pool_ref or current_pool())
+                return super().__call__(items, Explained(_within_retries(function, WhereItLies)), accumulator)
+            work = WithPool(_within_retries(function, _on_a_chunk), self.pool_ref or current_pool())
             log = self.log if self.log is not None else RunLog()
             with log.running(items):
                 merged, error = super().__call__(items, work, accumulator)
@@ -75,8 +78,10 @@ class WithPool:
         Raises
         ------
         SonicError
-            What went wrong on our side, as it is: coffea wraps it in a text, and pickling loses what it wraps.
+            What went wrong: coffea wraps it in a text, and pickling loses what it wraps.
+            Once the pool is lost it comes at once, before the chunk's file is opened.
         """
+        raise_if_lost(self.pool_ref)
         chunk = Chunk(
             fileuuid=str(uuid.UUID(bytes=item.fileuuid)) if item.fileuuid else "",
             entrystart=item.entrystart,
@@ -85,11 +90,10 @@ class WithPool:
         with chunk_scope(self.pool_ref, chunk) as scope:
             try:
                 out = self.function(item, *args, **kwargs)
-            except Exception as error:
-                ours = find_ours(error)
-                if ours is None:
-                    raise
-                raise ours.at(file=item.filename, chunk=chunk) from None
+            except _Aside as aside:
+                raise aside.error.at(file=item.filename, chunk=chunk) from None
+            except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+                raise explain(error, file=item.filename, tree=item.treename).at(chunk=chunk) from None
             # What nobody has read yet may still be read: coffea pickles the output after this.
             scope.wait()
             records = [ChunkRecord.of(chunk, record) for record in scope.records()]
@@ -98,22 +102,72 @@ class WithPool:
         return {**out, RECORDS: records}
 
 
-@contextmanager
-def _any_thread() -> Iterator[None]:
-    """Let coffea's ParslExecutor run outside of the main thread.
+class _Aside(BaseException):
+    """Carries an error of ours past coffea's retries, which catch every ``Exception``.
 
-    It wraps its apps in an alarm that it never sets; installing the handler alone fails in other threads.
+    The client has asked as often as makes sense. Once a pool is dead, each further attempt would open the
+    file again for nothing, and ``skipbadfiles`` would look at the error.
     """
-    if threading.current_thread() is threading.main_thread():
-        yield
-        return
-    module = coffea.processor.parsl.timeout
-    with _patch_lock:
-        original, module.timeout = module.timeout, lambda function: function
+
+    def __init__(self, error: SonicError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@dataclass(frozen=True)
+class _OursAside:
+    """Does coffea's work on a chunk once, and raises errors of ours as :class:`_Aside`."""
+
+    work: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            yield
-        finally:
-            module.timeout = original
+            return self.work(*args, **kwargs)
+        except Exception as error:
+            ours = find_ours(error)
+            if ours is None:
+                raise
+            raise _Aside(ours) from None
 
 
-_patch_lock = threading.RLock()
+def _on_a_chunk(work: Callable[..., Any]) -> Callable[..., Any]:
+    return _OursAside(WhereItLies(work))
+
+
+def _within_retries(
+    function: Callable[..., Any], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Callable[..., Any]:
+    """Return what coffea's Runner gives an executor, with the work that it may try again wrapped."""
+    if not (isinstance(function, partial) and getattr(function.func, "__name__", "") == "automatic_retries"):
+        return function
+    retries, skipbadfiles, work = function.args
+    return partial(function.func, retries, skipbadfiles, wrap(work), **function.keywords)
+
+
+class _NoAlarm:
+    """Keeps coffea's ParslExecutor from the process's alarm clock, in as many threads as run one.
+
+    It wraps its apps in an alarm that it never sets; but it installs its own handler, which fails outside of the
+    main thread, and stops whatever alarm somebody else has set.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs = 0
+        self._original: Any = None
+
+    def __enter__(self) -> None:
+        module = coffea.processor.parsl.timeout
+        with self._lock:
+            if self._runs == 0:
+                self._original, module.timeout = module.timeout, lambda function: function
+            self._runs += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._runs -= 1
+            if self._runs == 0:
+                coffea.processor.parsl.timeout.timeout = self._original
+
+
+_no_alarm = _NoAlarm()

@@ -8,7 +8,7 @@ from collections import Counter
 from rich.console import Console
 from typing_extensions import Self
 
-from sonic_parsl.pool.pool import ServerPool
+from sonic_parsl.pool.view import PoolView
 from sonic_parsl.protocol import ServerTable
 
 WAKE_S = 1.0
@@ -16,6 +16,8 @@ WAKE_S = 1.0
 
 def describe(table: ServerTable) -> str:
     """Return how many servers are in which state."""
+    if table.lost is not None:
+        return "Pool: lost; where the site file allows it, workers compute for themselves"
     states = Counter(entry.state for entry in table.servers)
     return f"Pool: {states['ready']} ready, {states['starting']} starting, {states['draining']} draining"
 
@@ -29,7 +31,7 @@ class PoolLine:
         The console that the progress bars live on, so that lines come out above them.
     """
 
-    def __init__(self, pool: ServerPool, console: Console) -> None:
+    def __init__(self, pool: PoolView, console: Console) -> None:
         self._pool = pool
         self._console = console
         self._done = threading.Event()

@@ -6,27 +6,13 @@ import difflib
 import inspect
 from typing import Any
 
-from parsl.providers import (
-    CondorProvider,
-    GridEngineProvider,
-    LocalProvider,
-    LSFProvider,
-    PBSProProvider,
-    SlurmProvider,
-)
 from parsl.providers.base import ExecutionProvider
 
 from sonic_parsl.errors import ConfigError
-from sonic_parsl.site import Count, Job
-
-PROVIDERS: dict[str, type[ExecutionProvider]] = {
-    "local": LocalProvider,
-    "slurm": SlurmProvider,
-    "htcondor": CondorProvider,
-    "gridengine": GridEngineProvider,
-    "pbspro": PBSProProvider,
-    "lsf": LSFProvider,
-}
+from sonic_parsl.executors.dialects import DIALECTS, LINES, Dialect
+from sonic_parsl.executors.htcondor import HTCondorProvider
+from sonic_parsl.site import WORDS, Count, Job
+from sonic_parsl.walltime import seconds
 
 
 def make_provider(job: Job, *, count: Count, more_init: str = "") -> ExecutionProvider:
@@ -42,14 +28,43 @@ def make_provider(job: Job, *, count: Count, more_init: str = "") -> ExecutionPr
     Raises
     ------
     ConfigError
-        The provider has no such option.
+        The provider has no such word or option.
     """
-    cls = PROVIDERS[job.provider]
+    dialect = DIALECTS[job.provider]
     options = {name.replace("-", "_"): value for name, value in job.options.items()}
-    _check_options(job.provider, cls, options)
+    _check_options(job.provider, dialect.provider, options)
     init = "\n".join(text for text in (job.worker_init, more_init) if text)
-    blocks = {"init_blocks": count.min, "min_blocks": count.min, "max_blocks": count.max}
-    return cls(**{**blocks, "worker_init": init, **options})
+    arguments = {
+        **dialect.defaults,
+        "init_blocks": count.min,
+        "min_blocks": count.min,
+        "max_blocks": count.max,
+        "worker_init": init,
+    }
+    for said in (*_words(job, dialect), options):
+        lines = [text for text in (arguments.get(LINES), said.get(LINES)) if text]
+        arguments |= {**said, **({LINES: "\n".join(lines)} if lines else {})}
+    return dialect.provider(**arguments)
+
+
+def walltime_of(provider: ExecutionProvider) -> float | None:
+    """Return how long a provider's jobs are, in seconds; None where it does not say."""
+    walltime = getattr(provider, "walltime", None)
+    if isinstance(provider, HTCondorProvider) and not provider.limits_duration:
+        return None  # Parsl's default, which HTCondor never hears of
+    return None if walltime is None else float(str(seconds(walltime)))
+
+
+def _words(job: Job, dialect: Dialect) -> list[dict[str, Any]]:
+    """Return what each word that the job uses is for the provider."""
+    used = {word: value for word in WORDS if (value := getattr(job, word))}
+    for word in used:
+        if word not in dialect.words:
+            raise ConfigError(
+                f"Provider {job.provider} has no '{word}'.",
+                hint=f"It has {', '.join(dialect.words)}; anything else that Parsl's provider takes goes under options.",
+            )
+    return [dialect.words[word](value) for word, value in used.items()]
 
 
 def _check_options(name: str, cls: type[ExecutionProvider], options: dict[str, Any]) -> None:

@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import parsl
-from parsl.executors.base import ParslExecutor
 from parsl.executors.status_handling import BlockProviderExecutor
 from parsl.jobs.states import JobStatus
+from parsl.providers import LocalProvider
 from parsl.providers.base import ExecutionProvider
 from parsl.utils import RepresentationMixin
 from typing_extensions import override
 
-from sonic_parsl.devices import BUILT_IN, Device
-from sonic_parsl.errors import ConfigError, PoolLostError
+from sonic_parsl.devices import BUILT_IN, NUMBERED_BY, Device
+from sonic_parsl.errors import ConfigError, PoolLostError, RuntimeMissingError
 from sonic_parsl.executors.block_book import BlockBook
+from sonic_parsl.executors.carried import can_carry, equip_servers, keep_scripts_private
+from sonic_parsl.executors.providers import walltime_of
+from sonic_parsl.executors.queue_word import why_waiting
+from sonic_parsl.executors.stray_task import submit_to_one
+from sonic_parsl.pool.failures import tell
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.pool.scaler import Policy, decide
+from sonic_parsl.poolref import POOL_ENV
 from sonic_parsl.ports import PortRange
-from sonic_parsl.protocol import LEASE_S, POOL_ENV
+from sonic_parsl.protocol import LEASE_S
 from sonic_parsl.repository import require
 from sonic_parsl.server.runtimes import runtime as find_runtime
-from sonic_parsl.server.spec import ServerSpec
+from sonic_parsl.server.spec import Luggage, ServerSpec
 
 logger = logging.getLogger(__name__)
 
+LABEL = re.compile(r"[A-Za-z0-9_-]{1,64}")
 SHUTDOWN_SLACK_S = 15.0
 """Beyond the drain time: for Triton to stop, and for the agent to say that it has."""
 
@@ -51,15 +61,16 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
     pool
         The pool its servers join.
     provider
-        Any Parsl provider; each of its blocks is one server.
+        Any Parsl provider; each of its blocks is one server, or one on each of its nodes where its launcher does that.
     models
-        Folder of a Triton model repository, seen by the server nodes.
+        Folder of a Triton model repository, seen by the server nodes, or taken along by jobs of HTCondor.
     serve
         Names of the models to serve; all of the repository by default.
     device
         A kind of device.
     min_servers, max_servers
-        How many servers to hold at least and at most; `max_servers` is `min_servers` by default.
+        How many blocks to hold at least and at most; `max_servers` is `min_servers` by default. A block of several
+        nodes that loses a server goes on with the others.
     runtime
         ``wheel``, ``host`` or ``apptainer``.
     image, binary
@@ -77,7 +88,12 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
     drain_s
         A server that ends gives what is in flight so many seconds.
     walltime_s
-        Length of the job, where the batch system does not tell it on the node.
+        Length of the job, where the batch system does not tell it on the node; the provider's by default.
+    drain_before_s
+        So long before its walltime ends, a server takes no new requests; its replacement is asked for early
+        enough to be ready by then, as far as the group's own starts tell.
+    shared_filesystem
+        Whether the server nodes see the pool's folder; otherwise each job carries what it needs of it.
     python
         The interpreter that runs the agent on the server nodes.
     """
@@ -105,6 +121,8 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
         idle_s: float = 120.0,
         drain_s: float = 20.0,
         walltime_s: float | None = None,
+        drain_before_s: float = 120.0,
+        shared_filesystem: bool = True,
         python: str = sys.executable,
     ) -> None:
         BlockProviderExecutor.__init__(self, provider=provider, block_error_handler=False)
@@ -126,13 +144,21 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
         self.queue_ms = queue_ms
         self.idle_s = idle_s
         self.drain_s = drain_s
-        self.walltime_s = walltime_s
+        self.walltime_s = walltime_s if walltime_s is not None else walltime_of(provider)
+        self.drain_before_s = drain_before_s
+        self.shared_filesystem = shared_filesystem
         self.python = python
         if not 1 <= self.min_servers <= self.max_servers:
             raise ConfigError(
                 f"Group {label} asks for at least {self.min_servers} and at most {self.max_servers} servers.",
                 hint="Set 1 <= min_servers <= max_servers: without a server nobody could say that one is needed.",
             )
+        if not LABEL.fullmatch(label):
+            raise ConfigError(
+                f"A group of servers cannot be named {label!r}: its name goes into certificates.",
+                hint="Use letters, digits, - and _.",
+            )
+        pool.check_address(address)
         self._policy = Policy(
             min_servers=self.min_servers,
             max_servers=self.max_servers,
@@ -140,6 +166,7 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
             max_failed_starts=max_failed_starts,
             queue_ms=queue_ms,
             idle_s=idle_s,
+            drain_before_s=drain_before_s,
         )
         self._book = BlockBook(group=label)
         self._lock = threading.Lock()
@@ -168,8 +195,14 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
         """
         super().start()
         spec = self._spec()
+        self._models = frozenset(spec.models)
+        self.pool.prospects.tell(self.label, self._models)
+        if not self.shared_filesystem:
+            keep_scripts_private(self.provider)
         self.pool.join(self)
         try:
+            if not self.shared_filesystem and can_carry(self.provider):
+                spec = equip_servers(self.provider, spec, self._models_path)
             spec.write(self._spec_path)
             self._reconcile()
         except BaseException:
@@ -188,6 +221,7 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
             lambda table: not any(entry.info.group == self.label for entry in table.servers),
             self.drain_s + SHUTDOWN_SLACK_S,
         )
+        shutil.rmtree(self._models_path, ignore_errors=True)
         self.pool.leave(self)
         super().shutdown()
 
@@ -197,9 +231,13 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
     def handle_errors(self, status: dict[str, JobStatus]) -> None:
         """Look at the blocks and act: Parsl calls this after every poll, under every strategy."""
         with self._lock:
-            if not self._closing and not self.bad_state_is_set:
-                self._book.hear_provider(status, now=time.monotonic())
+            if self._closing or self.bad_state_is_set:
+                return
+            self._book.hear_provider(status, now=time.monotonic())
+            if self.pool.table.lost is None:
                 self._reconcile()
+            else:  # workers may go on for long; jobs of servers would only wait for nothing
+                self._cancel([block.id for block in self._book.blocks if not (block.job_ended or block.cancelled)])
 
     @override
     def outstanding(self) -> int:
@@ -237,20 +275,8 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
         ConfigError
             There is no executor with workers.
         """
-        inner = self._worker_executor().submit(func, resource_specification, *args, **kwargs)
-        outer: Future[Any] = Future()
-        outer.set_running_or_notify_cancel()
-        inner.add_done_callback(lambda done: _copy_outcome(done, outer))
-        return outer
-
-    def _worker_executor(self) -> ParslExecutor:
-        for executor in parsl.dfk().executors.values():
-            if not isinstance(executor, ServerExecutor) and not executor.label.startswith("_"):
-                return executor
-        raise ConfigError(
-            f"A task was sent to {self.label}, whose blocks are servers, and no other executor could run it.",
-            hint="Add a HighThroughputExecutor to the Config.",
-        )
+        others = [executor for executor in parsl.dfk().executors.values() if not isinstance(executor, ServerExecutor)]
+        return submit_to_one(others, self.label, func, resource_specification, *args, **kwargs)
 
     # Blocks -------------------------------------------------------------------
 
@@ -262,16 +288,27 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
     def _spec_path(self) -> Path:
         return self.pool.run_dir / f"{self.label}.json"
 
+    @property
+    def _models_path(self) -> Path:
+        return self.pool.run_dir / f"{self.label}-models"
+
     def _spec(self) -> ServerSpec:
         """Check and describe what the servers of this group serve."""
-        runtime = find_runtime(self.runtime, image=self.image, binary=self.binary)
+        gpu = self.device.family == "gpu" and self.device.fidelity == "hardware"
+        runtime = find_runtime(self.runtime, image=self.image, binary=self.binary, gpu=gpu)
+        if isinstance(self.provider, LocalProvider) and not self.provider.worker_init:  # the node is this machine
+            for problem in runtime.problems():
+                raise RuntimeMissingError(problem)
         root = Path(self.models).absolute()
-        folders = require(root, self.serve, backends=runtime.backends())
+        # Without a shared file system, what is installed here says nothing of the nodes.
+        folders = require(root, self.serve, backends=runtime.backends() if self.shared_filesystem else None)
+        self.pool.claim(self.label, folders)
         return ServerSpec(
             group=self.label,
             kind=self.device.kind,
             fidelity=self.device.fidelity,
-            gpu=self.device.family == "gpu",
+            gpu=gpu,
+            numbered_by=NUMBERED_BY[self.device.family],
             repository=root,
             models=tuple(folder.name for folder in folders),
             runtime=self.runtime,
@@ -283,30 +320,56 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
             start_timeout_s=self.start_timeout_s,
             drain_s=self.drain_s,
             walltime_s=self.walltime_s,
+            drain_before_s=self.drain_before_s,
+            digests={folder.name: folder.artifact_digest for folder in folders},
         )
 
     @override
     def _get_launch_command(self, block_id: str) -> str:
         # One line without a dollar sign: some launchers expand it once, on the wrong host.
-        agent = [self.python, "-m", "sonic_parsl.server.agent", "--spec", str(self._spec_path), "--block", block_id]
-        return f"env {POOL_ENV}={shlex.quote(str(self.pool.ref_path))} {shlex.join(agent)}"
+        agent = [self.python, "-m", "sonic_parsl.server.agent", "--block", block_id]
+        ref = self.pool.admit(self.label, block_id)
+        if not self.shared_filesystem:
+            # By standard input, for arguments can be seen by everybody on the node; echo is the shell's own.
+            return f"echo {Luggage(ServerSpec.read(self._spec_path), ref).pack()} | {shlex.join(agent)}"
+        path = self.pool.run_dir / f"{self.label}-block-{block_id}.json"
+        ref.write(path)
+        return f"env {POOL_ENV}={shlex.quote(str(path))} {shlex.join([*agent, '--spec', str(self._spec_path)])}"
 
     def _reconcile(self) -> None:
         """Bring the blocks to what the scaler wants."""
         now = time.monotonic()
         self._book.hear_registry(self.pool.table, self.pool.departures, now=now)
-        decision = decide(self._book.blocks, self._policy, self._book.demand(now), now)
+        elsewhere = self.pool.prospects.others_serve(self.label, self._models, self.pool.table)
+        demand = replace(self._book.demand(now), served_elsewhere=elsewhere)
+        decision = decide(self._book.blocks, self._policy, demand, now)
+        self.pool.prospects.tell(self.label, frozenset() if decision.hopeless else self._models)
         for block_id, reason in decision.cancel:
             logger.warning("Cancelling block %s of %s: %s", block_id, self.label, reason)
             self._book.fail(block_id, reason)
         self._cancel([block_id for block_id, _ in decision.cancel])
+        self.pool.failures[self.label] = [(one.id, one.failure) for one in self._book.blocks if one.failure]
         for block_id in decision.drain:
             self._drain(block_id)
         if decision.lose is not None:
-            self.set_bad_state_and_fail_all(PoolLostError(f"The pool is lost: {decision.lose}"))
-            self.pool.lose(decision.lose)
+            self._give_up(decision.lose + self._why_waiting(decision.waiting))
         elif decision.start:
             self._start_blocks(decision.start)
+            for block_id in decision.replaced:
+                self._book.replaced(block_id)
+        self.pool.tell_blocks(self.label, self._book.without_servers(self.blocks_to_job_id))
+
+    def _give_up(self, reason: str) -> None:
+        if self.pool.fallback is None:
+            self.set_bad_state_and_fail_all(PoolLostError(f"The pool is lost: {reason}"))
+        self.pool.lose(reason)
+
+    def _why_waiting(self, block_ids: Sequence[str]) -> str:
+        """Return what the batch system says of jobs that it does not start, to append to a sentence."""
+        if not block_ids:
+            return ""
+        said = [(block_id, why_waiting(self.provider, self.blocks_to_job_id[block_id])) for block_id in block_ids]
+        return f". Raise start-timeout, or mend what it says of the jobs of {self.label}:\n{tell(said)}"
 
     def _start_blocks(self, count: int) -> None:
         before = set(self._status)
@@ -327,11 +390,3 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
             self.provider.cancel(job_ids)
         for block_id in block_ids:
             self._book.cancelled(block_id)
-
-
-def _copy_outcome(done: Future[Any], outer: Future[Any]) -> None:
-    error = done.exception()
-    if error is not None:
-        outer.set_exception(error)
-    else:
-        outer.set_result(done.result())

@@ -7,24 +7,38 @@ import logging
 import os
 import shutil
 import sys
-import threading
-from collections.abc import Callable
+import uuid
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import parsl
-import platformdirs
 from parsl.config import Config
 from parsl.dataflow.dflow import DataFlowKernel
 from parsl.executors import HighThroughputExecutor
 from typing_extensions import Self, override
 
+from sonic_parsl import repository
 from sonic_parsl import site as site_file
-from sonic_parsl.errors import ConfigError, SonicError
+from sonic_parsl.errors import ConfigError, DataError, PoolLostError, SonicError
+from sonic_parsl.executors.carried import can_carry, equip_workers
+from sonic_parsl.executors.checkpointer import Checkpointer, model_digests
 from sonic_parsl.executors.coffea_executor import CoffeaExecutor
+from sonic_parsl.executors.dialects import dialect_of
+from sonic_parsl.executors.keeper import Keeper
+from sonic_parsl.executors.port_check import check_ports
 from sonic_parsl.executors.providers import make_provider
+from sonic_parsl.executors.run_logs import close_log, log_to, parsl_log_handlers
 from sonic_parsl.executors.server_executor import ServerExecutor
+from sonic_parsl.executors.undertaker import Undertaker
+from sonic_parsl.executors.worker_pool import LAUNCH_COMMAND
+from sonic_parsl.pool import named
+from sonic_parsl.pool.attached import AttachedPool
 from sonic_parsl.pool.pool import ServerPool
+from sonic_parsl.pool.scaler import LAST_WORDS_S
+from sonic_parsl.poolref import StaticServer
+from sonic_parsl.ports import is_loopback
 from sonic_parsl.protocol import ServerTable
 from sonic_parsl.report import Report, RunLog
 from sonic_parsl.server.leash import leashed
@@ -42,6 +56,7 @@ export TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/sonic-parsl-XXXXXX")
 trap 'rm -rf "$TMPDIR"' EXIT
 trap 'exit 143' TERM"""
 """Parsl's worker pools leave a folder with a socket where they are ended: it goes with the job's script."""
+PACKAGED = Path(site_file.__file__).parent / "workflows" / "models"
 MORE_SERVERS_S = 10.0
 """Once a server is ready, the others of the minimum are waited for so long before work starts."""
 
@@ -56,22 +71,36 @@ class Site:
     settings
         What is in it.
     pool
-        The pool of servers.
+        The pool of servers: its own, or one that it was attached to and that goes on when it ends.
+    run_dir
+        Folder of this run's files and logs; removed at the end, unless the pool was lost.
     dfk
         Parsl's DataFlowKernel.
     """
 
     dfk: DataFlowKernel
 
-    def __init__(self, name: str, settings: SiteFile, *, models: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: SiteFile,
+        *,
+        models: Path = PACKAGED,
+        run_dir: Path | None = None,
+        attach_to: Path | None = None,
+        has_workers: bool = True,
+        inputs: Iterable[str] = (),
+    ) -> None:
         self.name = name
         self.settings = settings
         self._models = models
+        self._has_workers = has_workers
+        self._inputs = tuple(inputs)
         self._log = RunLog()
-        driver = settings.driver
-        root = driver.run_dir or platformdirs.user_state_path("sonic-parsl") / "runs"
-        self.pool = ServerPool(address=driver.address, port_range=driver.port_range)
-        self.pool.run_dir = (root / self.pool.run_id).absolute()
+        self._static: tuple[StaticServer, ...] = ()
+        self.run_dir = (run_dir or runs_of(settings) / uuid.uuid4().hex[:12]).absolute()
+        self.pool = _own_pool(settings, self.run_dir) if attach_to is None else AttachedPool(attach_to)
+        self._undertaker = Undertaker()
         self._keeper = Keeper(start=self._start, stop=self._stop)
 
     @override
@@ -83,11 +112,6 @@ class Site:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def run_dir(self) -> Path:
-        """Folder of this run's files and logs; removed at the end, unless the pool was lost."""
-        return self.pool.run_dir
 
     def open(self) -> Self:
         """Load Parsl and start the pool.
@@ -115,61 +139,94 @@ class Site:
         """Return an executor for ``coffea.processor.Runner``; `fields` are those of coffea's ParslExecutor."""
         return CoffeaExecutor(pool_ref=self.pool.ref, log=self._log, **fields)
 
+    def checkpointer(self, folder: str | Path, processor: Any, **options: bool) -> Checkpointer:
+        """Return a checkpointer for ``coffea.processor.Runner``, of `processor` with this pool's models.
+
+        Waits until a server is ready, since its models are part of what checkpoints are known by.
+
+        Raises
+        ------
+        ConfigError
+            A model has no digest.
+        """
+        models = model_digests(self.wait_ready(), self.pool.ref.fallback)
+        return Checkpointer(folder, processor=processor, models=models, **options)
+
     def wait_ready(self, timeout_s: float | None = None) -> ServerTable:
         """Wait until a server is ready, and a little for the rest of the minimum.
 
         Parameters
         ----------
         timeout_s
-            The longest ``start-timeout`` of the server groups by default, in seconds.
+            By default the longest ``start-timeout`` of the server groups, once in the queue and once for the
+            start, and a little more, in seconds.
 
         Raises
         ------
         PoolLostError
-            No server became ready.
+            No server became ready. With ``fallback: cpu`` the pool is lost then by default, and it is no error.
         """
         groups = self.settings.servers.values()
-        self.pool.wait_ready(timeout_s=timeout_s or max(group.start_timeout for group in groups))
-        minimum = sum(group.count.min for group in groups)
+        longest_s = 2 * max(group.start_timeout for group in groups) + LAST_WORDS_S
+        try:
+            self.pool.wait_ready(timeout_s=timeout_s or longest_s)
+        except PoolLostError as error:
+            if timeout_s or self.pool.ref.fallback is None:
+                raise
+            self.pool.give_up(error.message)
+        minimum = sum(len(group.static) or group.count.min * (group.nodes or 1) for group in groups)
+        if isinstance(self.pool, AttachedPool):
+            minimum = 1  # how many servers there are is for the pool's owner to say
         self.pool.wait_for(lambda table: len(table.ready) >= minimum or table.lost is not None, MORE_SERVERS_S)
         return self.pool.table
 
     def report(self) -> Report:
         """Return what happened so far, with this process's own calls."""
-        return self._log.report(self.pool.servers, self.pool.own_calls.records())
+        plain = [one for one in self._static if not one.secure and not is_loopback(one.host)]
+        notes = [f"The way to server {one.id} at {one.address} is not encrypted." for one in plain]
+        return self._log.report(self.pool.servers, self.pool.own_calls.records(), notes)
 
     # In the keeper's thread ---------------------------------------------------
 
     def _start(self) -> None:
         self.run_dir.mkdir(mode=0o700, parents=True)
-        self._log_handler = _log_to(self.run_dir / "sonic-parsl.log")
-        _put_own_bin_on_path()
+        self._log_handler = log_to(self.run_dir / "sonic-parsl.log")
+        put_own_bin_on_path()
+        check_ports(self.settings)
         config = self._config()
         for executor in config.executors:
             if isinstance(executor, ServerExecutor):
                 executor.check()  # a Parsl that fails half-way in its start cannot be cleaned up
+            dialect = dialect_of(getattr(executor, "provider", None))  # Parsl's threads, where nothing is, have none
+            if dialect is not None and dialect.cancel is not None:
+                self._undertaker.watch(executor.provider, dialect.cancel)
+        if isinstance(self.pool, ServerPool) and self.pool.fallback is not None:
+            self._claim_static(self.pool)
+        if isinstance(self.pool, ServerPool):
+            self.pool.join(self)  # also where no group has jobs
+        else:
+            self.pool.start()
+        self._static = self.pool.ref.static  # the report is asked for when the pool has ended, too
         self.dfk = parsl.load(config)
 
     def _stop(self) -> None:
-        """Clean up; keep the logs of a run whose pool was lost."""
-        parsl_logs = _parsl_log_handlers(self.run_dir)
-        if hasattr(self, "dfk"):
-            self.dfk.cleanup()
-        for handler in parsl_logs:
-            logging.getLogger("parsl").removeHandler(handler)
-            handler.close()
-        self.pool.close()
-        if not hasattr(self, "_log_handler"):
-            return
-        logging.getLogger("sonic_parsl").removeHandler(self._log_handler)
-        self._log_handler.close()
-        if self.pool.table.lost is None:
-            shutil.rmtree(self.run_dir)
+        """Clean up, each step whatever becomes of the others; keep the logs of a run whose pool was lost."""
+        lost = self.pool.table.lost
+        with ExitStack() as steps:  # from the last to the first
+            if hasattr(self, "_log_handler"):
+                if lost is None:
+                    steps.callback(shutil.rmtree, self.run_dir)
+                steps.callback(close_log, self._log_handler, "sonic_parsl")
+            steps.callback(self._undertaker.close)
+            steps.callback(self.pool.close)
+            for handler in parsl_log_handlers(self.run_dir):
+                steps.callback(close_log, handler, "parsl")
+            if hasattr(self, "dfk"):
+                steps.callback(self.dfk.cleanup)
 
     def _config(self) -> Config:
-        servers = [self._server_executor(label, group) for label, group in self.settings.servers.items()]
         return Config(
-            executors=[self._worker_executor(), *servers],
+            executors=[*([self._worker_executor()] if self._has_workers else []), *self._server_executors()],
             run_dir=str(self.run_dir / "parsl"),
             strategy_period=STRATEGY_PERIOD_S,
             retries=2,
@@ -179,24 +236,47 @@ class Site:
 
     def _worker_executor(self) -> HighThroughputExecutor:
         workers, driver = self.settings.workers, self.settings.driver
-        return HighThroughputExecutor(
+        executor = HighThroughputExecutor(
             label=WORKERS,
-            address=driver.address,
+            address=driver.ipv4,
             loopback_address="127.0.0.1",
             max_workers_per_node=workers.workers_per_node,
+            encrypted=True,  # the workers' key travels with the chunks
             heartbeat_period=HEARTBEAT_PERIOD_S,
             heartbeat_threshold=HEARTBEAT_THRESHOLD_S,
             interchange_launch_cmd=leashed(["interchange.py"]),
+            launch_cmd=LAUNCH_COMMAND,
             provider=make_provider(workers, count=workers.count, more_init=f"{OWN_TMPDIR}\n{self.pool.worker_init}"),
             **({"worker_port_range": ports, "interchange_port_range": ports} if (ports := driver.port_range) else {}),
         )
+        if not self.settings.shared_filesystem and can_carry(executor.provider):
+            equip_workers(executor, self.run_dir, pool=self.pool.ref_path, inputs=self._inputs)
+        return executor
 
-    def _server_executor(self, label: str, group: ServerGroup) -> ServerExecutor:
+    def _server_executors(self) -> list[ServerExecutor]:
+        pool = self.pool
+        if not isinstance(pool, ServerPool):
+            return []
+        groups = self.settings.servers.items()
+        return [self._server_executor(label, group, pool) for label, group in groups if not group.static]
+
+    def _claim_static(self, pool: ServerPool) -> None:
+        """Let workers compute what servers of others have, where the group's ``models`` has it too."""
+        for label, group in self.settings.servers.items():
+            root = self._repository(group)
+            named = dict.fromkeys(name for endpoint in group.static for name in endpoint.models)
+            if here := [name for name in named if (root / name).is_dir()]:
+                pool.claim(label, repository.read(root, here))
+
+    def _repository(self, group: ServerGroup) -> Path:
+        return self._models if group.models == PACKAGED_MODELS else Path(group.models).absolute()
+
+    def _server_executor(self, label: str, group: ServerGroup, pool: ServerPool) -> ServerExecutor:
         return ServerExecutor(
             label=label,
-            pool=self.pool,
+            pool=pool,
             provider=make_provider(group, count=group.count),
-            models=self._models if group.models == PACKAGED_MODELS else Path(group.models),
+            models=self._repository(group),
             serve=group.serve,
             device=self.settings.device(group.device),
             min_servers=group.count.min,
@@ -211,10 +291,32 @@ class Site:
             queue_ms=self.settings.allocation.queue_ms,
             idle_s=self.settings.allocation.idle,
             walltime_s=group.walltime,
+            drain_before_s=group.drain_before,
+            shared_filesystem=self.settings.shared_filesystem,
+            python=sys.executable if self.settings.shared_filesystem else "python3",
         )
 
 
-def load_site(name: str | Path, *, models: str | Path | None = None) -> Site:
+def runs_of(settings: SiteFile) -> Path:
+    """Return the folder of a site's runs."""
+    return settings.driver.run_dir or named.runs_root()
+
+
+def _own_pool(settings: SiteFile, run_dir: Path) -> ServerPool:
+    return ServerPool(
+        address=settings.driver.ipv4,
+        port_range=settings.driver.port_range,
+        run_dir=run_dir,
+        security=settings.security,
+        static=settings.static_servers(),
+        fallback=settings.fallback,
+        mix_numerics=settings.mix_numerics,
+    )
+
+
+def load_site(
+    name: str | Path, *, models: str | Path | None = None, pool: str | None = None, inputs: Iterable[str] = ()
+) -> Site:
     """Bring a site up: Parsl's workers and a pool of servers.
 
     It returns when both have been asked for. Calls of a model wait for the first server that is ready;
@@ -226,6 +328,12 @@ def load_site(name: str | Path, *, models: str | Path | None = None) -> Site:
         Path of a site file, or the name of one of the user's or of a packaged one.
     models
         Model repository to serve where the site file says ``packaged``.
+    pool
+        Name of a pool that ``sonic-parsl pool start`` has started: the workers use it, and it goes on when
+        this site is closed. By default the site brings up the servers of its own file.
+    inputs
+        Names of the input files as the fileset has them. HTCondor brings those of this machine to the workers
+        where the site has no shared file system; elsewhere this is of no use.
 
     Returns
     -------
@@ -244,51 +352,21 @@ def load_site(name: str | Path, *, models: str | Path | None = None) -> Site:
     ...     out = runner(fileset, Tagging())
     """
     path = site_file.find(str(name))
-    packaged = Path(site_file.__file__).parent / "workflows" / "models"
-    return Site(path.stem, site_file.read(path), models=Path(models) if models else packaged).open()
+    attach_to = None if pool is None else named.find(pool).ref_path
+    settings = site_file.read(path)
+    return Site(path.stem, settings, models=Path(models or PACKAGED), attach_to=attach_to, inputs=inputs).open()
 
 
-class Keeper:
-    """A thread that starts something, waits, and stops it.
+def open_pool(name: str, site: str | Path, *, models: str | Path | None = None) -> Site:
+    """Bring up the servers of a site, and no workers, for runs that attach to them.
 
-    What Parsl starts is tied to the thread that starts it (the kernel sends the death signal when that
-    thread ends), and cleaning up should not be cut short by a Ctrl-C in the main thread: so neither
-    happens in the user's thread.
+    The caller has to own the pool's name meanwhile: see :func:`sonic_parsl.pool.named.owning`.
     """
-
-    def __init__(self, start: Callable[[], None], stop: Callable[[], None]) -> None:
-        self._start, self._stop = start, stop
-        self._started = threading.Event()
-        self._ending = threading.Event()
-        self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
-
-    def open(self) -> None:
-        """Start; raises what starting raised, after stopping what was started."""
-        self._thread = threading.Thread(target=self._run, name="sonic-parsl-site", daemon=True)
-        self._thread.start()
-        self._started.wait()
-        if self._error is not None:
-            self._thread.join()
-            raise self._error
-
-    def close(self) -> None:
-        """Stop and wait; may be called twice."""
-        self._ending.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            self._start()
-        except BaseException as error:  # noqa: BLE001 - raised again in the thread that asked
-            self._error = error
-        else:
-            self._started.set()
-            self._ending.wait()
-        finally:
-            self._stop()
-            self._started.set()
+    path = site_file.find(str(site))
+    folder = named.run_dir(name)
+    shutil.rmtree(folder, ignore_errors=True)  # what an owner that was killed has left
+    settings = site_file.read(path)
+    return Site(path.stem, settings, models=Path(models or PACKAGED), run_dir=folder, has_workers=False).open()
 
 
 def _check_parsl_is_free() -> None:
@@ -303,27 +381,12 @@ def _check_parsl_is_free() -> None:
 
 
 def _retry_cost(error: Exception, _: Any) -> float:
-    """Parsl tries a chunk again when its worker died; our own errors have been tried enough."""
-    return 100.0 if isinstance(error, SonicError) else 1.0
+    """Parsl tries a chunk again when its worker died or could not read; other errors of ours were tried enough."""
+    return 100.0 if isinstance(error, SonicError) and not isinstance(error, DataError) else 1.0
 
 
-def _put_own_bin_on_path() -> None:
+def put_own_bin_on_path() -> None:
     """Let Parsl find its scripts where the environment was not activated."""
     own, path = str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)
     if path.split(os.pathsep)[0] != own:
         os.environ["PATH"] = os.pathsep.join([own, path])
-
-
-def _parsl_log_handlers(folder: Path) -> list[logging.Handler]:
-    """Return what writes parsl.log: Parsl does not close it at its cleanup, and keeps it where its start failed."""
-    handlers = logging.getLogger("parsl").handlers
-    return [handler for handler in handlers if getattr(handler, "baseFilename", "").startswith(f"{folder}/")]
-
-
-def _log_to(path: Path) -> logging.Handler:
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger("sonic_parsl")
-    root.addHandler(handler)
-    root.setLevel(min(root.level or logging.INFO, logging.INFO))
-    return handler

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +44,8 @@ class _Group(click.Group):
             raise
         except Exception as error:
             if ctx.find_root().params["debug"]:
+                if (ours := find_ours(error)) is not None and ours.details:
+                    _say(ours.details, to=errors)
                 raise
             _fail(error)
 
@@ -81,7 +85,8 @@ def _interrupt(*_: object) -> NoReturn:
 @main.command()
 @click.argument("workflow")
 @click.argument("files", nargs=-1)
-@click.option("--site", "site_name", default="local", show_default=True, help="Name or path of a site file.")
+@click.option("--site", "site_name", help="Name or path of a site file; 'local', or the pool's, by default.")
+@click.option("--pool", help="Name of a pool that `sonic-parsl pool start` has started.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -92,17 +97,27 @@ def _interrupt(*_: object) -> NoReturn:
 @click.option("--models", type=click.Path(path_type=Path), help="Triton model repository to serve.")
 @click.option("--chunksize", type=click.IntRange(min=1), default=100_000, show_default=True, help="Events a chunk.")
 def run(
-    workflow: str, files: tuple[str, ...], site_name: str, output: Path, models: Path | None, chunksize: int
+    workflow: str,
+    files: tuple[str, ...],
+    site_name: str | None,
+    pool: str | None,
+    output: Path,
+    models: Path | None,
+    chunksize: int,
 ) -> None:
     """Run an analysis: WORKFLOW is a packaged one or a Python file, FILES are ROOT files or fileset JSON."""
     from sonic_parsl.executors.site import load_site
+    from sonic_parsl.pool import named
     from sonic_parsl.workflows import loader, runner
     from sonic_parsl.workflows.inputs import make_fileset
 
     analysis = loader.load(workflow)
     fileset = make_fileset(files) if files else runner.input_of(analysis)
     output.mkdir(parents=True, exist_ok=True)
-    with load_site(site_name, models=models or analysis.models) as site, _one_account_of_an_error():
+    site_name = site_name or (named.find(pool).site if pool else "local")
+    named_files = [file for dataset in fileset.values() for file in dataset["files"]]
+    opened = load_site(site_name, models=models or analysis.models, pool=pool, inputs=named_files)
+    with opened as site, _one_account_of_an_error():
         result = runner.run(analysis, site, fileset, chunksize=chunksize)
     report = site.report()  # after the servers have left, with their last numbers
     written = runner.keep(analysis, result, report, output)
@@ -122,17 +137,88 @@ def _one_account_of_an_error() -> Iterator[None]:
 
 @main.command()
 @click.option("--site", "site_name", default="local", show_default=True, help="Name or path of a site file.")
-def doctor(site_name: str) -> None:
-    """Say what is missing here for a site, and how to get it."""
+@click.option("--probe", is_flag=True, help="Submit a short job of each kind: what do nodes have, whom do they reach?")
+def doctor(site_name: str, *, probe: bool) -> None:
+    """Say what is missing or wrong for a site, and how to mend it."""
     from sonic_parsl.doctor import examine
 
-    findings = examine(site_name)
+    findings = examine(site_name, with_probe=probe)
     for finding in findings:
-        mark = "[green]ok     [/]" if finding.ok else "[bold red]missing[/]"
+        mark = "[green]ok     [/]" if finding.ok else "[bold red]problem[/]"
         console.print(mark, end=" ")
         _say(finding.text)
     if not all(finding.ok for finding in findings):
         raise SystemExit(1)
+
+
+@main.command()
+@click.option("--pool", help="Only the pool of this name.")
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Only the run with this folder, or the runs in it, where a site file says `run-dir`.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print it for programs; docs/status.md says what is in it.")
+def status(pool: str | None, run_dir: Path | None, *, as_json: bool) -> None:
+    """Say how the servers of your runs and pools stand now."""
+    from sonic_parsl.pool import overview, overview_table
+
+    found = overview.look(pool=pool, run_dir=run_dir)
+    if as_json:
+        _say(json.dumps(asdict(found), indent=2))  # ASCII: no text of a server steers the terminal
+    else:
+        console.print(overview_table.render(found), highlight=False)
+
+
+@main.group("pool")
+def pool_group() -> None:
+    """Pools that outlive a run: runs and notebooks attach to them by name."""
+
+
+@pool_group.command("start")
+@click.option("--site", "site_name", default="local", show_default=True, help="Name or path of a site file.")
+@click.option("--name", help="The pool's name; the site's by default.")
+@click.option("--models", type=click.Path(path_type=Path), help="Triton model repository to serve.")
+@click.option(
+    "--idle",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3600.0,
+    show_default=True,
+    help="End after so many seconds without a request.",
+)
+@click.option("--daemon", is_flag=True, help="Go on in the background.")
+def pool_start(*, site_name: str, name: str | None, models: Path | None, idle: float, daemon: bool) -> None:
+    """Start a pool; without --daemon it lives until Ctrl-C."""
+    from sonic_parsl.executors.lasting_pool import keep_pool, start_in_background
+
+    name = name or Path(site_name).stem
+    if daemon:
+        arguments = ["pool", "start", "--site", site_name, "--name", name, "--idle", str(idle)]
+        pid = start_in_background(name, [*arguments, *(["--models", str(models)] if models else [])])
+        _say(f"Pool {name} is up (process {pid}). Use it with `sonic-parsl run ... --pool {name}`.")
+        return
+    on_up = f"Pool {name} is up. Use it with `sonic-parsl run ... --pool {name}`; Ctrl-C ends it."
+    why = keep_pool(name, site_name, models=models, idle_s=idle, console=console, on_up=lambda: _say(on_up))
+    _say(f"Pool {name} ended: {why}.")
+
+
+@pool_group.command("stop")
+@click.argument("name")
+def pool_stop(name: str) -> None:
+    """End a pool and wait until it is gone."""
+    from sonic_parsl.pool import named
+
+    named.stop(name)
+    _say(f"Pool {name} is stopped.")
+
+
+@pool_group.command("list")
+def pool_list() -> None:
+    """List your pools that run."""
+    from sonic_parsl.pool import named
+
+    for record in named.running():
+        _say(f"{record.name}: site {record.site}, process {record.pid} on {record.host}")
 
 
 @main.group()

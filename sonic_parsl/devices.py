@@ -13,6 +13,15 @@ Family = Literal["cpu", "gpu", "fpga", "ipu"]
 Fidelity = Literal["hardware", "emulated"]
 
 
+NUMBERED_BY: dict[Family, str] = {
+    "cpu": "",
+    "gpu": "CUDA_VISIBLE_DEVICES",
+    "fpga": "FPGA_VISIBLE_DEVICES",
+    "ipu": "IPU_VISIBLE_DEVICES",
+}
+"""Environment variables in which batch systems say which of a node's devices a job was given."""
+
+
 @dataclass(frozen=True)
 class Device:
     """One kind of device a server can stand on.

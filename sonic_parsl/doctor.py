@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from sonic_parsl import site as site_file
 from sonic_parsl.errors import SonicError
+from sonic_parsl.executors.dialects import DIALECTS
+from sonic_parsl.executors.probe import probe
+from sonic_parsl.executors.rehearsal import objections, silence
+from sonic_parsl.ports import is_loopback
 from sonic_parsl.repository import check
 from sonic_parsl.server.runtimes import runtime
-from sonic_parsl.site import PACKAGED_MODELS, SiteFile
+from sonic_parsl.site import PACKAGED_MODELS, Job, SiteFile
 from sonic_parsl.workflows import samples
 
 COMMANDS = {"slurm": "sbatch", "htcondor": "condor_submit", "gridengine": "qsub", "pbspro": "qsub", "lsf": "bsub"}
@@ -25,8 +32,13 @@ class Finding:
     text: str
 
 
-def examine(site_name: str) -> list[Finding]:
+def examine(site_name: str, *, with_probe: bool = False) -> list[Finding]:
     """Look at everything that a run at a site needs.
+
+    Parameters
+    ----------
+    with_probe
+        Submit a short job of each kind, too, which shows what the nodes have and whom they reach.
 
     Raises
     ------
@@ -35,23 +47,61 @@ def examine(site_name: str) -> list[Finding]:
     """
     path = site_file.find(site_name)
     settings = site_file.read(path)
-    return [
+    findings = [
         Finding(ok=True, text=f"site file {path}"),
+        *_driver(settings),
         *_schedulers(settings),
         *(finding for label in settings.servers for finding in _group(label, settings)),
         *_samples(),
     ]
+    return [*findings, *(Finding(ok, text) for ok, text in probe(settings))] if with_probe else findings
+
+
+def _jobs(settings: SiteFile) -> Iterator[tuple[str, Job]]:
+    yield "workers", settings.workers
+    yield from ((f"servers {label}", group) for label, group in settings.servers.items() if not group.static)
+
+
+def _driver(settings: SiteFile) -> Iterator[Finding]:
+    address = settings.driver.address
+    batch = sorted({job.provider for _, job in _jobs(settings)} - {"local"})
+    if not batch or not is_loopback(address):
+        yield Finding(ok=True, text=f"driver: address {address}")
+        return
+    nets = [net.address for nets in psutil.net_if_addrs().values() for net in nets if net.family == socket.AF_INET]
+    known = [own for own in nets if not is_loopback(own)]
+    hint = f"Set `driver: {{address: ...}}` to one of {', '.join(known) or 'its others; it has none now'}."
+    yield Finding(ok=False, text=f"driver: nodes of {', '.join(batch)} cannot reach this machine at {address}. {hint}")
 
 
 def _schedulers(settings: SiteFile) -> Iterator[Finding]:
-    for name in sorted({settings.workers.provider, *(group.provider for group in settings.servers.values())}):
-        command = COMMANDS.get(name)
-        if command is None:
-            yield Finding(ok=True, text=f"provider {name} needs no command")
-        elif shutil.which(command):
-            yield Finding(ok=True, text=f"provider {name}: {command} is {shutil.which(command)}")
-        else:
-            yield Finding(ok=False, text=f"provider {name}: there is no {command} here. Log in to a submit node.")
+    answering = set()
+    for name in sorted({job.provider for _, job in _jobs(settings)}):
+        finding = _scheduler(name)
+        yield finding
+        if finding.ok:
+            answering.add(name)
+    for label, job in _jobs(settings):
+        if job.provider in answering:
+            yield from _job(label, job)
+
+
+def _job(label: str, job: Job) -> Iterator[Finding]:
+    problems = list(objections(job))
+    yield from (Finding(ok=False, text=f"{label}: {problem}") for problem in problems)
+    if not problems and DIALECTS[job.provider].rehearsal is not None:
+        yield Finding(ok=True, text=f"{label}: {job.provider} would take its job")
+
+
+def _scheduler(name: str) -> Finding:
+    command = COMMANDS.get(name)
+    if command is None:
+        return Finding(ok=True, text=f"provider {name} needs no command")
+    if shutil.which(command) is None:
+        return Finding(ok=False, text=f"provider {name}: there is no {command} here. Log in to a submit node.")
+    if (problem := silence(name)) is not None:
+        return Finding(ok=False, text=f"provider {name}: {problem}. Is the batch system up, and this a submit node?")
+    return Finding(ok=True, text=f"provider {name}: {command} is {shutil.which(command)}, and it answers")
 
 
 def _group(label: str, settings: SiteFile) -> Iterator[Finding]:

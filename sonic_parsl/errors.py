@@ -4,9 +4,10 @@
 
     SonicError
     ├── ConfigError             a site file, an option or an argument is wrong
-    ├── DataError               a sample cannot be had or is damaged
+    ├── DataError               a file of events cannot be had, or is damaged
+    ├── AnalysisError           the analysis's own code failed, or cannot be sent to workers
     ├── RepositoryError         a model repository is invalid
-    ├── RuntimeMissingError     no Triton runtime here, or a damaged one
+    ├── RuntimeMissingError     no Triton or ONNX Runtime here, or a damaged one
     ├── InputError              an array does not fit the model
     ├── InferenceError          a call failed
     │   ├── RejectedError       the server says that the request is wrong
@@ -17,7 +18,8 @@
         ├── PoolNotFoundError   this process was not told of a pool
         ├── PoolLostError       the pool is gone; nothing that waits can succeed
         ├── ServerStartError    a server's block could not be brought up
-        └── VersionMismatchError  two parts of the pool are of different versions
+        ├── VersionMismatchError  two parts of the pool are of different versions
+        └── ModelMismatchError  two servers serve different models under one name
 
 None of them is, or is chained to, an ``OSError``: coffea's ``skipbadfiles``
 drops the events of a chunk without a word when it finds one in the chain.
@@ -28,7 +30,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from typing_extensions import override
+from typing_extensions import Self, override
 
 
 class SonicError(Exception):
@@ -43,12 +45,18 @@ class SonicError(Exception):
     **context
         Where it happened (``model=``, ``server=``, ``request=``, ``chunk=``, ``block=``),
         appended to the text. Values that are None are left out.
+
+    Attributes
+    ----------
+    details
+        What helps to find the cause, such as a traceback from another process; not part of the text.
     """
 
     def __init__(self, message: str, *, hint: str = "", **context: object) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.details = ""
         self.context = {key: value for key, value in context.items() if value is not None}
 
     @override
@@ -64,11 +72,17 @@ class SonicError(Exception):
 
     @override
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.message, self.hint, self.context)
+        return _rebuild, (type(self), self.message, self.hint, self.details, self.context)
 
     def at(self, **context: object) -> SonicError:
         """Return the same error with more context; what it already says is kept."""
-        return type(self)(self.message, hint=self.hint, **{**context, **self.context})
+        more = {**context, **self.context}
+        return type(self)(self.message, hint=self.hint, **more).with_details(self.details)
+
+    def with_details(self, details: str) -> Self:
+        """Set :attr:`details` and return the error."""
+        self.details = details
+        return self
 
 
 def find_ours(error: BaseException | None) -> SonicError | None:
@@ -78,8 +92,8 @@ def find_ours(error: BaseException | None) -> SonicError | None:
     return error
 
 
-def _rebuild(cls: type[SonicError], message: str, hint: str, context: dict[str, object]) -> SonicError:
-    return cls(message, hint=hint, **context)
+def _rebuild(cls: type[SonicError], message: str, hint: str, details: str, context: dict[str, object]) -> SonicError:
+    return cls(message, hint=hint, **context).with_details(details)
 
 
 class ConfigError(SonicError):
@@ -87,7 +101,11 @@ class ConfigError(SonicError):
 
 
 class DataError(SonicError):
-    """A sample cannot be had or is damaged."""
+    """A file of events cannot be had, or is damaged."""
+
+
+class AnalysisError(SonicError):
+    """The analysis's own code failed, or cannot be sent to workers."""
 
 
 class RepositoryError(SonicError):
@@ -95,7 +113,7 @@ class RepositoryError(SonicError):
 
 
 class RuntimeMissingError(SonicError):
-    """There is no Triton runtime here, or a damaged one."""
+    """There is no Triton or ONNX Runtime here, or a damaged one."""
 
 
 class InputError(SonicError):
@@ -140,3 +158,7 @@ class ServerStartError(PoolError):
 
 class VersionMismatchError(PoolError):
     """Driver, agent and worker are of different versions."""
+
+
+class ModelMismatchError(PoolError):
+    """Two servers serve different models under one name and version: their scores must not mix."""

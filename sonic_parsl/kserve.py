@@ -7,10 +7,9 @@ the arrays' own memory, and outputs are views on the bytes that came.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -19,19 +18,18 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2, service_pb2
 
+from sonic_parsl.credentials import Peer
 from sonic_parsl.errors import (
-    DeadlineError,
     InferenceError,
     InputError,
-    ModelNotFoundError,
     RejectedError,
     ResponseError,
 )
 from sonic_parsl.protocol import ServedModel, ServerLoad, TensorSpec
-from sonic_parsl.rpc import CHANNEL_OPTIONS
+from sonic_parsl.rpc import call_metadata, open_channel
+from sonic_parsl.status import translate
 
 Array = npt.NDArray[Any]
-Retry = Literal["elsewhere", "once", "never"]
 
 SERVICE = "inference.GRPCInferenceService"
 NO_BATCH_LIMIT = 2**31 - 1
@@ -47,80 +45,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
 DATATYPES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in DTYPES.items()}
 
 
-# What a gRPC status means ------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What a status says of a request.
-
-    Attributes
-    ----------
-    retry
-        ``elsewhere``: another server may well answer; ``once``: the request itself may be what breaks
-        servers, so that a single other one is asked; ``never``: every server would say the same.
-    error
-        What is raised in the end.
-    says, hint
-        The middle of the sentence, and what to do.
-    """
-
-    retry: Retry
-    error: type[InferenceError]
-    says: str
-    hint: str = ""
-
-
-_UPDATE = "Check the model's inputs against its configuration."
-_ACCESS = "Check the credentials that this server wants."
-
-STATUS: dict[str, Rule] = {
-    "UNAVAILABLE": Rule("elsewhere", InferenceError, "cannot be reached or takes no request now"),
-    "DEADLINE_EXCEEDED": Rule("elsewhere", DeadlineError, "did not answer in time"),
-    "CANCELLED": Rule("elsewhere", InferenceError, "cancelled the request"),
-    "RESOURCE_EXHAUSTED": Rule("elsewhere", InferenceError, "has no room for the request"),
-    "ABORTED": Rule("elsewhere", InferenceError, "gave the request up"),
-    # A Triton that drains answers so while its port is still open; so does one where the model was unloaded.
-    "NOT_FOUND": Rule("elsewhere", ModelNotFoundError, "does not have the model"),
-    # A dead python stub, or a model that fails on this very input: one other server decides which it is.
-    "INTERNAL": Rule("once", InferenceError, "failed"),
-    "UNKNOWN": Rule("once", InferenceError, "failed in an unknown way"),
-    "DATA_LOSS": Rule("once", InferenceError, "lost data"),
-    "INVALID_ARGUMENT": Rule("never", RejectedError, "refuses the request", _UPDATE),
-    "OUT_OF_RANGE": Rule("never", RejectedError, "refuses the request", _UPDATE),
-    "FAILED_PRECONDITION": Rule("never", RejectedError, "refuses the request", _UPDATE),
-    "ALREADY_EXISTS": Rule("never", RejectedError, "refuses the request", _UPDATE),
-    "UNIMPLEMENTED": Rule("never", RejectedError, "does not offer this", "Is it a KServe v2 server?"),
-    "UNAUTHENTICATED": Rule("never", RejectedError, "does not let this process in", _ACCESS),
-    "PERMISSION_DENIED": Rule("never", RejectedError, "does not let this process in", _ACCESS),
-}
-LEAVING = ("has no available versions", "is not at ready state", "Server is stopping")
-"""What Triton says, with one status or another, when it goes away."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A failed attempt: the error to raise, whether another server may be asked, and the gRPC status."""
-
-    error: InferenceError
-    retry: Retry
-    status: str
-
-
-def translate(error: grpc.aio.AioRpcError, **context: object) -> Fault:
-    """Return what a gRPC error means; `context` goes into the message."""
-    details = (error.details() or "no details").strip().rstrip(".")
-    rule = STATUS.get(error.code().name, STATUS["UNKNOWN"])
-    if any(text in details for text in LEAVING):
-        rule = STATUS["NOT_FOUND"]
-    text = f"The server {rule.says}: {details}."
-    return Fault(rule.error(text, hint=rule.hint, **context), rule.retry, error.code().name)
-
-
 # Requests and responses as bytes -----------------------------------------
 
 _ID, _RAW_INPUT = b"\x1a", b"\x3a"  # ModelInferRequest: id = 3, raw_input_contents = 7
-_OUTPUT, _RAW_OUTPUT = 5, 6  # ModelInferResponse
+_MODEL_NAME, _RESPONSE_ID, _OUTPUT, _RAW_OUTPUT = 1, 3, 5, 6  # ModelInferResponse
 _LENGTH_DELIMITED = 2
 _FIXED_SIZE = {1: 8, 5: 4}
 
@@ -174,7 +102,9 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def unpack(data: bytes, outputs: Sequence[str], *, rows: int | None = None) -> dict[str, Array]:
+def unpack(
+    data: bytes, outputs: Sequence[str], *, rows: int | None = None, model: str = "", request_id: str = ""
+) -> dict[str, Array]:
     """Return the outputs in a ``ModelInferResponse`` as read-only views on `data`.
 
     Parameters
@@ -185,11 +115,14 @@ def unpack(data: bytes, outputs: Sequence[str], *, rows: int | None = None) -> d
         Names that were asked for; they come back in this order.
     rows
         Size that the first axis of each output must have; None where there is no batch dimension.
+    model, request_id
+        What the response must be the answer to, where it says so.
 
     Raises
     ------
     ResponseError
-        Other outputs than these, of another length, or of a type that is not supported.
+        The answer to something else; other outputs than these, of another length, or of a type that is
+        not supported.
     """
     described: list[tuple[str, str, tuple[int, ...]]] = []
     buffers: list[tuple[int, int]] = []
@@ -198,13 +131,23 @@ def unpack(data: bytes, outputs: Sequence[str], *, rows: int | None = None) -> d
             buffers.append((start, end))
         elif number == _OUTPUT:
             described.append(_described(data[start:end]))
+        elif number == _MODEL_NAME and model:
+            _check_same("model", data[start:end], model)
+        elif number == _RESPONSE_ID and request_id and end > start:
+            _check_same("request", data[start:end], request_id)
     found = {entry[0]: (entry, span) for entry, span in zip(described, buffers, strict=False)}
-    if len(described) != len(buffers) or found.keys() != set(outputs):
+    if not len(described) == len(buffers) == len(found) or found.keys() != set(outputs):
         raise ResponseError(
             f"The server's answer has outputs {[entry[0] for entry in described]} with {len(buffers)} buffers, "
             f"asked for were {list(outputs)}."
         )
     return {name: _view(data, *found[name], rows) for name in outputs}
+
+
+def _check_same(what: str, said: bytes, asked: str) -> None:
+    if said != asked.encode():
+        text = said[:80].decode(errors="replace")
+        raise ResponseError(f"The server's answer is that to {what} '{text}', asked was {what} '{asked}'.")
 
 
 def _view(data: bytes, entry: tuple[str, str, tuple[int, ...]], span: tuple[int, int], rows: int | None) -> Array:
@@ -255,6 +198,9 @@ def _fields(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    value = data[position]
+    if value < 0x80:  # most are a single byte
+        return value, position + 1
     value = shift = 0
     while True:
         byte = data[position]
@@ -271,14 +217,25 @@ def _read_varint(data: bytes, position: int) -> tuple[int, int]:
 class KServe:
     """A server that speaks KServe v2 over gRPC; made and used inside one event loop."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    def __init__(self, peer: Peer) -> None:
+        self.address = peer.address
+        self._channel = open_channel(peer)
+        self._metadata = call_metadata(peer)
         self._infer = self._channel.unary_unary(f"/{SERVICE}/ModelInfer")
 
     async def attempt(self, request: bytes, *, timeout_s: float) -> bytes:
-        """Send what :func:`pack` made; :func:`unpack` reads what comes. Raises ``grpc.aio.AioRpcError``."""
-        answer: bytes = await self._infer(request, timeout=timeout_s)
+        """Send what :func:`pack` made; :func:`unpack` reads what comes.
+
+        Raises
+        ------
+        grpc.aio.AioRpcError
+            There is no answer; :func:`translate` says what that means.
+        ResponseError
+            The server says that all is well, and nothing else.
+        """
+        answer: bytes | None = await self._infer(request, timeout=timeout_s, metadata=self._metadata)
+        if answer is None:
+            raise ResponseError("The server ended the request well, and without an answer.")
         return answer
 
     async def infer(
@@ -304,11 +261,22 @@ class KServe:
             answer = await self.attempt(request, timeout_s=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise translate(error, model=model, server=self.address).error from None
-        return unpack(answer, outputs, rows=rows)
+        return unpack(answer, outputs, rows=rows, model=model, request_id=request_id)
 
     async def ready(self, timeout_s: float) -> bool:
         """Tell whether the server is there and says that it is ready."""
         return await self._says_ready("ServerReady", timeout_s)
+
+    async def require_ready(self, timeout_s: float) -> None:
+        """Do nothing where the server is there and says that it is ready.
+
+        Raises
+        ------
+        InferenceError
+            It is not, or does not let this process in.
+        """
+        if not (await self._ask("ServerReady", timeout_s)).ready:
+            raise InferenceError("The server says that it is not ready.", server=self.address)
 
     async def model_ready(self, name: str, version: str = "", *, timeout_s: float) -> bool:
         """Tell whether the server is there and the model can be asked."""
@@ -318,6 +286,17 @@ class KServe:
         """Return the names of the models that are loaded, sorted."""
         index = await self._ask("RepositoryIndex", timeout_s, ready=True)
         return tuple(sorted({entry.name for entry in index.models}))
+
+    async def takes_work(self, timeout_s: float) -> bool:
+        """Tell whether the server lists its models; gateways that have no room refuse to.
+
+        A server that knows no such list takes work: only Triton, and what stands before one, has it.
+        """
+        try:
+            await self._call("RepositoryIndex", timeout_s, ready=True)
+        except grpc.aio.AioRpcError as error:
+            return error.code() is grpc.StatusCode.UNIMPLEMENTED
+        return True
 
     async def served(self, name: str, *, timeout_s: float) -> tuple[ServedModel, ...]:
         """Return each loaded version of a model, without tags and digests.
@@ -362,16 +341,19 @@ class KServe:
             return False  # not there, or does not know the model: not ready either way
 
     async def _ask(self, method: str, timeout_s: float, **request: Any) -> Any:
+        try:
+            return await self._call(method, timeout_s, **request)
+        except grpc.aio.AioRpcError as error:
+            raise translate(error, model=request.get("name"), server=self.address).error from None
+
+    async def _call(self, method: str, timeout_s: float, **request: Any) -> Any:
         kinds = {part: getattr(service_pb2, f"{method}{part}") for part in ("Request", "Response")}
         call = self._channel.unary_unary(
             f"/{SERVICE}/{method}",
             request_serializer=kinds["Request"].SerializeToString,
             response_deserializer=kinds["Response"].FromString,
         )
-        try:
-            return await call(kinds["Request"](**request), timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise translate(error, model=request.get("name"), server=self.address).error from None
+        return await call(kinds["Request"](**request), timeout=timeout_s, metadata=self._metadata)
 
 
 def _configured(tensors: Any) -> tuple[TensorSpec, ...]:

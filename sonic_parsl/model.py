@@ -254,6 +254,8 @@ def _send(model: Model, batch: Batch, service: Service) -> tuple[ak.Array, Call]
     outputs = resolve_outputs(model.outputs, served)
     tensors = batch.tensors(served)
     left_s = model.deadline_s - (time.monotonic() - start)
+    if left_s <= 0:  # a pool that may fall back is waited for beyond the call's time, which begins anew then
+        left_s = model.deadline_s
     call = service.submit(served, tensors, rows=batch.rows, deadline_s=left_s)
     answer = Answer(call.result, outputs, batch.rows, context=call.context)
     return lazy_record(batch.axes, model.outputs, answer, batch.rows), call

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import random
 import socket
 from collections.abc import Iterator
+
+import psutil
 
 from sonic_parsl.errors import ConfigError
 
@@ -47,6 +50,43 @@ def free_port(host: str, port_range: PortRange | None = None) -> int:
         f"There is {where} to listen on at {host}: {reason}.",
         hint="Widen port-range in the site file, or correct the address.",
     )
+
+
+def ipv4_of(address: str) -> str:
+    """Return the IPv4 address of this node that `address` means: one itself, or the name of an interface.
+
+    Raises
+    ------
+    ConfigError
+        It is neither, or the interface has none.
+    """
+    if address not in (interfaces := psutil.net_if_addrs()):
+        try:
+            return str(ipaddress.IPv4Address(address))
+        except ValueError:
+            raise ConfigError(
+                f"'{address}' is neither an IPv4 address nor an interface of this machine, {socket.gethostname()}.",
+                hint=f"Its interfaces are {', '.join(sorted(interfaces))}.",
+            ) from None
+    found = [entry.address for entry in interfaces[address] if entry.family is socket.AF_INET]
+    if not found:
+        raise ConfigError(
+            f"The interface {address} of {socket.gethostname()} has no IPv4 address.",
+            hint=f"Interfaces with one are {', '.join(sorted(filter(_has_ipv4, interfaces)))}.",
+        )
+    return found[0]
+
+
+def _has_ipv4(interface: str) -> bool:
+    return any(entry.family is socket.AF_INET for entry in psutil.net_if_addrs()[interface])
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def address_towards(peer: str) -> str:

@@ -1,30 +1,42 @@
-"""Messages of the pool, and ``PoolRef``, by which a process finds it.
+"""Messages of the pool: frozen dataclasses that travel as JSON.
 
-Everything here is a frozen dataclass that travels as JSON; reading checks types.
+Reading checks types and bounds: who may speak to the registry may still be broken.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from sonic_parsl.errors import PoolError, PoolNotFoundError
+from sonic_parsl.errors import PoolError
 
 VERSION = version("sonic-parsl")
-POOL_ENV = "SONIC_PARSL_POOL"
-"""Environment variable that names the file a :class:`PoolRef` is read from."""
 
 LEASE_S = 15.0
 """How long a server stays in the table without a word from its agent."""
 
 T = TypeVar("T")
+
+MAX_REASON, MAX_LINES = 4_096, 16_384
+"""Characters of a reason, and of the last lines that a Triton wrote."""
+
+# Bounds far above what a real server has, so that no message makes the registry large or slow.
+Name = Annotated[str, Field(max_length=256)]
+Address = Annotated[str, Field(max_length=256, pattern=r"^([A-Za-z0-9._-]+:[0-9]{1,5})?$")]
+BlockId = Annotated[str, Field(max_length=20, pattern=r"^[0-9]*$")]
+Reason = Annotated[str, Field(max_length=MAX_REASON)]
+Lines = Annotated[str, Field(max_length=MAX_LINES)]
+Count = Annotated[int, Field(ge=0, le=2**63)]
+Total = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+LeaseLength = Annotated[float, Field(gt=0, le=3_600)]
+Shape = Annotated[tuple[int, ...], Field(max_length=32)]
+MAX_TENSORS = MAX_MODELS = 1_000
+MAX_PROBLEMS = 5
+"""So many are told of a message that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +53,9 @@ class TensorSpec:
         Shape of one row, without the batch dimension; -1 is any size.
     """
 
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
+    name: Name
+    datatype: Name
+    shape: Shape
 
 
 @dataclass(frozen=True)
@@ -61,22 +73,23 @@ class ServedModel:
     tags
         Labels of this version, to choose it by.
     source_digest
-        SHA-256 of what the model was made from; the same on all kinds of device.
+        SHA-256 of what the model was made from; the same on all kinds of device. Empty where nobody
+        can say: then the model is unverified.
     artifact_digest
         SHA-256 of configuration and files as served.
     numeric_kind
         How the model counts, for example ``fp32``.
     """
 
-    name: str
-    version: str
-    max_batch_size: int
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    tags: tuple[str, ...] = ()
-    source_digest: str = ""
-    artifact_digest: str = ""
-    numeric_kind: str = "fp32"
+    name: Name
+    version: Name
+    max_batch_size: Count
+    inputs: Annotated[tuple[TensorSpec, ...], Field(max_length=MAX_TENSORS)]
+    outputs: Annotated[tuple[TensorSpec, ...], Field(max_length=MAX_TENSORS)]
+    tags: Annotated[tuple[Name, ...], Field(max_length=100)] = ()
+    source_digest: Name = ""
+    artifact_digest: Name = ""
+    numeric_kind: Name = "fp32"
 
 
 @dataclass(frozen=True)
@@ -91,11 +104,11 @@ class ServerLoad:
         Time that requests spent waiting and being computed, in ms, in total.
     """
 
-    rows: int = 0
-    requests: int = 0
-    failures: int = 0
-    queue_ms: float = 0.0
-    compute_ms: float = 0.0
+    rows: Count = 0
+    requests: Count = 0
+    failures: Count = 0
+    queue_ms: Total = 0.0
+    compute_ms: Total = 0.0
 
 
 @dataclass(frozen=True)
@@ -116,18 +129,24 @@ class ServerInfo:
         What it serves.
     ends_at
         When its walltime ends, in seconds since the epoch; None where it does not.
+    devices
+        Which of the node's devices the batch system gave it, for example ``0,1``; empty where it does not say.
+    lease_s
+        How long it stays in the table without a further word, in seconds.
     """
 
-    id: str
-    group: str
-    kind: str
-    fidelity: str
-    node: str
-    address: str
-    block_id: str
-    job_id: str
-    models: tuple[ServedModel, ...]
-    ends_at: float | None = None
+    id: Name
+    group: Name
+    kind: Name
+    fidelity: Name
+    node: Name
+    address: Address
+    block_id: BlockId
+    job_id: Name
+    models: Annotated[tuple[ServedModel, ...], Field(max_length=MAX_MODELS)]
+    ends_at: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    lease_s: LeaseLength = LEASE_S
+    devices: Name = ""
 
 
 ServerState = Literal["starting", "ready", "draining"]
@@ -142,6 +161,30 @@ class ServerEntry:
     load: ServerLoad = field(default_factory=ServerLoad)
 
 
+BlockState = Literal["queued", "starting", "lost"]
+
+
+@dataclass(frozen=True)
+class BlockEntry:
+    """A block of a server group that has no server in the table, as the pool's owner knows it.
+
+    Attributes
+    ----------
+    group, block_id, job_id
+        Server group, Parsl's block and the batch system's job.
+    state
+        ``queued``: its job waits; ``starting``: its job runs and no server has joined; ``lost``: it failed.
+    reason
+        Why it was lost, in a line.
+    """
+
+    group: Name
+    block_id: BlockId
+    job_id: Name
+    state: BlockState
+    reason: Reason = ""
+
+
 @dataclass(frozen=True)
 class ServerTable:
     """Who serves now.
@@ -149,17 +192,20 @@ class ServerTable:
     Attributes
     ----------
     generation
-        Grows by one whenever a server comes, goes or changes its state.
+        Grows by one whenever a server comes, goes or changes its state, or the owner tells of its blocks.
     servers
         The servers whose lease is valid.
     lost
         Why the pool is lost, once it is.
+    blocks
+        Blocks without a server here: those that are on their way, and those lost last.
     """
 
     run_id: str
     generation: int
     servers: tuple[ServerEntry, ...] = ()
     lost: str | None = None
+    blocks: tuple[BlockEntry, ...] = ()
 
     @property
     def ready(self) -> tuple[ServerEntry, ...]:
@@ -172,25 +218,18 @@ class ServerTable:
 
 @dataclass(frozen=True)
 class Join:
-    """Agent: this server is being started (no models yet) or is ready.
+    """Agent: this server is being started (no models yet) or is ready."""
 
-    Attributes
-    ----------
-    lease_s
-        How long it stays in the table without a further word, in seconds.
-    """
-
-    version: str
+    version: Name
     info: ServerInfo
     state: ServerState
-    lease_s: float = LEASE_S
 
 
 @dataclass(frozen=True)
 class Renew:
     """Agent: Triton answered just now; this is what it has done."""
 
-    server_id: str
+    server_id: Name
     load: ServerLoad
 
 
@@ -208,12 +247,12 @@ class Leave:
         The last lines Triton wrote, where it failed.
     """
 
-    server_id: str
-    block_id: str
-    group: str
+    server_id: Name
+    block_id: BlockId
+    group: Name
     failed: bool
-    reason: str
-    stderr: str = ""
+    reason: Reason
+    stderr: Lines = ""
     load: ServerLoad = field(default_factory=ServerLoad)
 
 
@@ -221,15 +260,15 @@ class Leave:
 class Drain:
     """Agent: give this server no new requests."""
 
-    server_id: str
-    reason: str
+    server_id: Name
+    reason: Reason
 
 
 @dataclass(frozen=True)
 class Follow:
     """Client: send me the table now and whenever it changes."""
 
-    version: str
+    version: Name
 
 
 @dataclass(frozen=True)
@@ -280,100 +319,18 @@ class Departure:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Owner: these are the blocks of a group that have no server in the table."""
+
+    group: str
+    entries: tuple[BlockEntry, ...]
+
+
+@dataclass(frozen=True)
 class Lose:
     """Owner: the pool is lost, tell everyone."""
 
     reason: str
-
-
-# How a process finds the pool ---------------------------------------------
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """What lets a process talk to the pool. Never printed."""
-
-    token: str = field(repr=False)
-
-    @classmethod
-    def new(cls) -> Credentials:
-        """Make credentials for a new run."""
-        return cls(token=secrets.token_urlsafe(32))
-
-
-@dataclass(frozen=True)
-class PoolRef:
-    """How a worker or an agent finds the pool.
-
-    Attributes
-    ----------
-    run_id
-        Which run.
-    registries
-        Addresses ``host:port`` of the registry.
-    credentials
-        Secret: they are in no repr.
-    schema
-        Version of this record.
-    """
-
-    run_id: str
-    registries: tuple[str, ...]
-    credentials: Credentials = field(repr=False)
-    schema: Literal[1] = 1
-
-    def write(self, path: Path) -> None:
-        """Write to `path`, readable by its owner only, at once or not at all."""
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(encode(self))
-        scratch.replace(path)
-
-    @classmethod
-    def read(cls, path: Path) -> PoolRef:
-        """Read what :meth:`write` wrote.
-
-        Raises
-        ------
-        PoolNotFoundError
-            No such file, or it cannot be read.
-        """
-        try:
-            return decode(cls, path.read_bytes())
-        except OSError as error:
-            raise PoolNotFoundError(
-                f"The pool's file {path} cannot be read: {error.strerror}.",
-                hint="The pool has ended, or this machine does not see the run directory.",
-            ) from None
-
-    @classmethod
-    def from_environment(cls) -> PoolRef:
-        """Read the file that the environment names.
-
-        Raises
-        ------
-        PoolNotFoundError
-            The environment names none.
-        """
-        name = os.environ.get(POOL_ENV)
-        if not name:
-            raise PoolNotFoundError(
-                "This process was not told of a pool.",
-                hint="Open one with sonic_parsl.load_site(...), use site.coffea_executor(), "
-                f"or set {POOL_ENV} to the pool's file.",
-            )
-        return cls.read(Path(name))
-
-
-@dataclass(frozen=True)
-class RegistrySpec:
-    """What a registry is started with, over its standard input."""
-
-    run_id: str
-    address: str
-    credentials: Credentials
-    port_range: tuple[int, int] | None = None
 
 
 # JSON ---------------------------------------------------------------------
@@ -404,7 +361,7 @@ def decode(cls: type[T], data: bytes) -> T:
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, item['loc'])) or 'message'}: {item['type']}"
-            for item in error.errors(include_url=False, include_input=False, include_context=False)
+            for item in error.errors(include_url=False, include_input=False, include_context=False)[:MAX_PROBLEMS]
         )
         raise PoolError(f"A {cls.__name__} message could not be read: {problems}.") from None
     return message

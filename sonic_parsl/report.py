@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -22,8 +22,11 @@ from sonic_parsl.client.records import CallRecord
 from sonic_parsl.client.scope import Chunk
 from sonic_parsl.protocol import ServerEntry
 
+UNVERIFIED = "unverified"
+"""Word in the tables for models of which nobody says what they were made from."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class ChunkRecord:
     """The calls to one model within one chunk."""
 
@@ -42,8 +45,12 @@ class ServerLine:
 
     Attributes
     ----------
+    devices
+        Numbers of the node's devices that the batch system gave it; empty where it does not say.
     rows
         Rows it answered for this run.
+    verified
+        Whether it says what its models were made from; who runs it for others may not.
     p50_ms, p99_ms
         Median and 99th percentile of the time from sending a request to reading its answer, in ms.
     queue_ms, compute_ms
@@ -56,7 +63,9 @@ class ServerLine:
     fidelity: str
     node: str
     job_id: str
+    devices: str
     rows: int
+    verified: bool
     p50_ms: float | None
     p99_ms: float | None
     queue_ms: float | None
@@ -65,7 +74,15 @@ class ServerLine:
 
 @dataclass(frozen=True)
 class ModelLine:
-    """A model in the report."""
+    """A model in the report.
+
+    Attributes
+    ----------
+    source_digest
+        What it was made from; empty where nobody said.
+    verified
+        Whether every server that answered said so.
+    """
 
     name: str
     version: str
@@ -73,11 +90,18 @@ class ModelLine:
     rows: int
     requests: int
     source_digest: str
+    verified: bool
 
 
 @dataclass(frozen=True)
 class ChunkLine:
-    """A chunk and a model in the report."""
+    """A chunk and a model in the report.
+
+    Attributes
+    ----------
+    fallback
+        Whether the worker computed the model itself, since the pool had no server.
+    """
 
     fileuuid: str
     entrystart: int
@@ -99,6 +123,8 @@ class Report:
         Events of the chunks given out, and of those that came back.
     rows, rows_cached, rows_sent, rows_retried, rows_padded
         Rows asked for; of these answered from a cache; sent for the first time; sent again; sent in vain.
+    nans
+        Numbers in the models' outputs that are no numbers (NaN): they are passed on as they come.
     requests, retries, failovers
         Requests; attempts after the first; those of them that went to another server.
     wall_s, waiting_s
@@ -116,6 +142,7 @@ class Report:
     rows_sent: int
     rows_retried: int
     rows_padded: int
+    nans: int
     requests: int
     retries: int
     failovers: int
@@ -144,6 +171,7 @@ class RunLog:
     events_out: int = 0
     chunks: int = 0
     wall_s: float = 0.0
+    _told: set[str] = field(default_factory=set, repr=False)
 
     @contextmanager
     def running(self, items: Sequence[Any]) -> Iterator[None]:
@@ -162,10 +190,15 @@ class RunLog:
         processed = merged.get("processed", ()) if isinstance(merged, dict) else ()
         self.events_out += sum(len(item) for item in processed)
         self.chunks += len(processed)
-        for text in _warnings(records):
+        fallen = dict.fromkeys(note for record in records if record.call.fallback for note in record.call.notes)
+        new = [text for text in fallen if text not in self._told]
+        self._told.update(new)
+        for text in (*_warnings(records), *new):
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
-    def report(self, servers: Sequence[ServerEntry], extra: Sequence[CallRecord] = ()) -> Report:
+    def report(
+        self, servers: Sequence[ServerEntry], extra: Sequence[CallRecord] = (), notes: Sequence[str] = ()
+    ) -> Report:
         """Return the report.
 
         Parameters
@@ -174,6 +207,8 @@ class RunLog:
             Every server there was, as last seen.
         extra
             Calls made outside of chunks.
+        notes
+            What else the report should warn of.
         """
         calls = [*(record.call for record in self.records), *extra]
         rows = sum(call.rows for call in calls)
@@ -186,6 +221,7 @@ class RunLog:
             rows_sent=rows,
             rows_retried=sum(call.rows_retried for call in calls),
             rows_padded=sum(call.rows_padded for call in calls),
+            nans=sum(call.nans for call in calls),
             requests=sum(call.requests for call in calls),
             retries=sum(call.retries for call in calls),
             failovers=sum(call.failovers for call in calls),
@@ -194,7 +230,7 @@ class RunLog:
             servers=tuple(_server_line(entry, calls) for entry in servers if entry.info.models),
             models=_model_lines(calls, servers),
             chunk_records=tuple(_chunk_line(record) for record in self.records),
-            warnings=tuple(_warnings(self.records)),
+            warnings=tuple(dict.fromkeys((*notes, *_warnings(self.records), *_notes(calls)))),
         )
 
 
@@ -204,13 +240,18 @@ def _warnings(records: Iterable[ChunkRecord]) -> Iterator[str]:
             yield f"Chunk {record.chunk}: a column of model {record.call.model} failed, and was never read: {record.call.error}"
 
 
+def _notes(calls: Iterable[CallRecord]) -> Iterator[str]:
+    for call in calls:
+        yield from call.notes
+
+
 def _chunk_line(record: ChunkRecord) -> ChunkLine:
     return ChunkLine(
         **asdict(record.chunk),
         model=record.call.model,
         servers=tuple(sorted(record.call.servers)),
         numeric_kind=record.call.numeric_kind,
-        fallback=False,
+        fallback=record.call.fallback,
         waiting_s=record.call.waiting_s,
     )
 
@@ -226,7 +267,9 @@ def _server_line(entry: ServerEntry, calls: Sequence[CallRecord]) -> ServerLine:
         fidelity=info.fidelity,
         node=info.node,
         job_id=info.job_id,
+        devices=info.devices,
         rows=sum(share.rows for share in shares),
+        verified=all(model.source_digest for model in info.models),
         p50_ms=_ms(quantile(latencies, 0.5)),
         p99_ms=_ms(quantile(latencies, 0.99)),
         queue_ms=load.queue_ms / load.requests if load.requests else None,
@@ -239,16 +282,26 @@ def _ms(seconds: float | None) -> float | None:
 
 
 def _model_lines(calls: Sequence[CallRecord], servers: Sequence[ServerEntry]) -> tuple[ModelLine, ...]:
-    digests = {(model.name, model.version): model.source_digest for entry in servers for model in entry.info.models}
+    digests = {(entry.info.id, m.name, m.version): m.source_digest for entry in servers for m in entry.info.models}
     rows: Counter[tuple[str, str, str]] = Counter()
     requests: Counter[tuple[str, str, str]] = Counter()
+    said: defaultdict[tuple[str, str, str], set[str]] = defaultdict(set)
     for call in calls:
         if call.numeric_kind:
             key = (call.model, call.version, call.numeric_kind)
             rows[key] += call.rows
             requests[key] += call.requests
+            if call.fallback:
+                said[key].add(call.source_digest)
+            said[key].update(digests.get((server, call.model, call.version), "") for server in call.servers)
     return tuple(
-        ModelLine(*key, rows=rows[key], requests=requests[key], source_digest=digests.get(key[:2], ""))
+        ModelLine(
+            *key,
+            rows=rows[key],
+            requests=requests[key],
+            source_digest=max(said[key], default=""),
+            verified=all(said[key]),
+        )
         for key in sorted(rows)
     )
 
@@ -267,11 +320,16 @@ def _summary(report: Report) -> Table:
     table.add_column(justify="right")
     table.add_row("events in / out", f"{report.events_in} / {report.events_out}")
     table.add_row("chunks", str(report.chunks))
+    if alone := {(line.fileuuid, line.entrystart) for line in report.chunk_records if line.fallback}:
+        table.add_row("chunks inferred without servers", f"[yellow]{len(alone)}[/]")
     table.add_row("rows inferred", str(report.rows))
     for model in report.models:
-        table.add_row(escape(f"  {model.name} v{model.version} ({model.numeric_kind})"), str(model.rows))
+        traits = model.numeric_kind if model.verified else f"{model.numeric_kind}, {UNVERIFIED}"
+        table.add_row(escape(f"  {model.name} v{model.version} ({traits})"), str(model.rows))
     table.add_row("requests", str(report.requests))
     table.add_row("retries / failovers", f"{report.retries} / {report.failovers}")
+    if report.nans:
+        table.add_row("NaN in the outputs", f"[yellow]{report.nans}[/]")
     table.add_row("wall time", f"{report.wall_s:.1f} s")
     table.add_row("chunks waited for inference", f"{report.waiting_s:.2f} s")
     return table
@@ -285,7 +343,9 @@ def _servers(report: Report) -> Table:
     for name in ("rows", "p50", "p99", "queue", "compute"):
         table.add_column(name, justify="right", no_wrap=True)
     for line in report.servers:
-        device = line.kind if line.fidelity == "hardware" else f"{line.kind} ({line.fidelity})"
+        traits = [line.fidelity] * (line.fidelity != "hardware") + [UNVERIFIED] * (not line.verified)
+        name = f"{line.kind}:{line.devices}" if line.devices else line.kind
+        device = f"{name} ({', '.join(traits)})" if traits else name
         numbers = (line.p50_ms, line.p99_ms, line.queue_ms, line.compute_ms)
         names = (escape(text) for text in (line.id, device, line.node.partition(".")[0]))
         table.add_row(*names, str(line.rows), *(_number(number) for number in numbers))

@@ -7,34 +7,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from sonic_parsl.devices import BUILT_IN, Device, Family, Fidelity
+from sonic_parsl.endpoint import Endpoint, Section, beside_site_file
 from sonic_parsl.errors import ConfigError
+from sonic_parsl.poolref import StaticServer
+from sonic_parsl.ports import ipv4_of
 from sonic_parsl.protocol import LEASE_S
+from sonic_parsl.walltime import Walltime
+from sonic_parsl.yaml_file import read_yaml
 
 Provider = Literal["local", "slurm", "htcondor", "gridengine", "pbspro", "lsf"]
 RuntimeName = Literal["wheel", "host", "apptainer"]
 PACKAGED_MODELS = "packaged"
 """Word in a site file for the model repository that comes with sonic-parsl."""
-
-
-def _kebab(name: str) -> str:
-    return name.replace("_", "-")
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_kebab)
 
 
 def _as_range(value: object) -> object:
@@ -46,7 +33,7 @@ def _as_range(value: object) -> object:
     raise ValueError(msg)
 
 
-class Count(_Section):
+class Count(Section):
     """How many, at least and at most."""
 
     min: Annotated[int, Field(ge=1)] = 1
@@ -63,7 +50,15 @@ class Count(_Section):
 Range = Annotated[Count, BeforeValidator(_as_range)]
 
 
-class Job(_Section):
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+WORDS = ("partition", "queue", "nodes", "walltime", "account", "request", "launcher")
+"""Of a job, said by each batch system in its own way; see :mod:`sonic_parsl.executors.dialects`."""
+
+
+class Job(Section):
     """How a job of this site is asked for.
 
     Attributes
@@ -72,13 +67,34 @@ class Job(_Section):
         Batch system, or ``local`` for processes on this machine.
     worker_init
         Shell lines that prepare the environment on the node.
+    partition, queue
+        Where the job waits: Slurm has partitions, Grid Engine, PBS and LSF have queues.
+    nodes
+        Nodes of a block; each has a server, or workers.
+    walltime
+        Length of the job, as ``HH:MM:SS`` or in seconds.
+    account
+        Whom it is charged to.
+    request
+        What else the job asks for, in the scheduler's own words without what its lines begin with:
+        ``--gres=gpu:1`` (Slurm), ``-l fpga=1`` (Grid Engine), ``request_gpus = 1`` (HTCondor).
+    launcher
+        What starts the block's processes: ``single-node``, or ``srun`` on Slurm; the latter by default where
+        a block has several nodes.
     options
         Further arguments of Parsl's provider, by their names in Parsl.
     """
 
     provider: Provider = "local"
     worker_init: str = ""
-    options: dict[str, Any] = {}
+    partition: str | None = None
+    queue: str | None = None
+    nodes: Annotated[int, Field(ge=1)] | None = None
+    walltime: Walltime | None = None
+    account: str | None = None
+    request: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
+    launcher: Literal["single-node", "srun"] | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Workers(Job):
@@ -101,13 +117,25 @@ class ServerGroup(Job):
 
     Attributes
     ----------
+    static
+        Servers that somebody else runs; such a group has no jobs.
     models
         Folder of a Triton model repository, relative to the site file; ``packaged`` is the one of sonic-parsl.
     serve
         Names of the models to serve; all by default.
+    address
+        IPv4 address or interface of the node that servers listen on; the one by which it reaches the driver
+        by default.
+    start_timeout
+        A server must be ready so many seconds after its job started, and the first job must start in as many.
+    lease
+        A server of which nothing is heard for so many seconds is replaced.
+    drain_before
+        So many seconds before its walltime ends, a server takes no new requests.
     """
 
     device: str = "cpu"
+    static: list[Endpoint] = Field(default_factory=list)
     count: Range = Count()
     runtime: RuntimeName = "wheel"
     image: str | None = None
@@ -117,7 +145,14 @@ class ServerGroup(Job):
     address: str | None = None
     start_timeout: Annotated[float, Field(gt=0)] = 300.0
     lease: Annotated[float, Field(ge=3)] = LEASE_S
-    walltime: Annotated[float, Field(gt=0)] | None = None
+    drain_before: Annotated[float, Field(ge=0)] = 120.0
+
+    @model_validator(mode="after")
+    def _check_drain(self) -> ServerGroup:
+        if self.walltime is not None and self.drain_before >= self.walltime:
+            msg = f"drain-before, {self.drain_before:g} s, leaves nothing of the walltime, {self.walltime:g} s"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _check_image(self) -> ServerGroup:
@@ -128,27 +163,24 @@ class ServerGroup(Job):
 
     @field_validator("models")
     @classmethod
-    def _beside_site_file(cls, value: str, info: ValidationInfo) -> str:
-        folder: Path | None = (info.context or {}).get("folder")
-        if value == PACKAGED_MODELS or folder is None:
-            return value
-        return str(folder / Path(value).expanduser())
+    def _find_models(cls, value: str, info: ValidationInfo) -> str | None:
+        return value if value == PACKAGED_MODELS else beside_site_file(value, info)
 
 
-class DeviceKind(_Section):
+class DeviceKind(Section):
     """A kind of device of this site."""
 
     family: Family
     fidelity: Fidelity = "hardware"
 
 
-class Driver(_Section):
+class Driver(Section):
     """Where the driver can be reached.
 
     Attributes
     ----------
     address
-        IPv4 address of the driver's machine that the nodes can reach.
+        IPv4 address of the driver's machine that the nodes can reach, or the name of an interface, such as ib0.
     port_range
         First and last port for the registry, the servers and Parsl's interchange.
     run_dir
@@ -159,6 +191,11 @@ class Driver(_Section):
     port_range: tuple[int, int] | None = None
     run_dir: Path | None = None
 
+    @property
+    def ipv4(self) -> str:
+        """The address itself; raises ConfigError where this machine has no such interface."""
+        return ipv4_of(self.address)
+
     @model_validator(mode="after")
     def _check_ports(self) -> Driver:
         if self.port_range is not None and not 1024 <= self.port_range[0] <= self.port_range[1] <= 65535:
@@ -167,7 +204,7 @@ class Driver(_Section):
         return self
 
 
-class Allocation(_Section):
+class Allocation(Section):
     """When a server group grows and shrinks between its minimum and maximum.
 
     Attributes
@@ -182,14 +219,31 @@ class Allocation(_Section):
     idle: Annotated[float, Field(gt=0)] = 120.0
 
 
-class SiteFile(_Section):
-    """A site: workers, server groups, and what connects them."""
+class SiteFile(Section):
+    """A site: workers, server groups, and what connects them.
+
+    Attributes
+    ----------
+    security
+        ``tls``, or ``none`` on the loopback address only; see :class:`sonic_parsl.ServerPool`.
+    shared_filesystem
+        Whether the nodes see the driver's ``run-dir``; otherwise jobs carry what they need of it.
+    fallback
+        ``cpu``: where no server starts within ``start-timeout``, or the pool is lost, workers compute ONNX models
+        themselves. They have to see the model repositories. Without it the run fails.
+    mix_numerics
+        Whether one model may count in several ways in one run, such as ``fp16`` on servers and ``fp32`` in workers.
+    """
 
     workers: Workers = Workers()
     servers: Annotated[dict[str, ServerGroup], Field(min_length=1)]
-    devices: dict[str, DeviceKind] = {}
+    devices: dict[str, DeviceKind] = Field(default_factory=dict)
     driver: Driver = Driver()
     allocation: Allocation = Allocation()
+    security: Literal["tls", "none"] = "tls"
+    shared_filesystem: bool = True
+    fallback: Literal["cpu"] | None = None
+    mix_numerics: bool = False
 
     @model_validator(mode="after")
     def _check_devices(self) -> SiteFile:
@@ -199,6 +253,20 @@ class SiteFile(_Section):
                 msg = f"servers.{name}.device is {group.device!r}; known are {', '.join(sorted(known))}"
                 raise ValueError(msg)
         return self
+
+    def static_servers(self) -> list[StaticServer]:
+        """Return the servers that somebody else runs, with their secrets.
+
+        Raises
+        ------
+        ConfigError
+            A certificate or a token is missing.
+        """
+        return [
+            endpoint.server(label, number, group.device)
+            for label, group in self.servers.items()
+            for number, endpoint in enumerate(group.static)
+        ]
 
     def device(self, kind: str) -> Device:
         """Return the record of a kind of device."""
@@ -248,12 +316,7 @@ def read(path: Path) -> SiteFile:
     ConfigError
         It is no YAML, or something in it is wrong: each problem in a line, with the nearest right key.
     """
-    try:
-        data = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(f"{path} is not a site file.", hint="It should be a mapping with the key 'servers'.")
     try:
@@ -271,7 +334,11 @@ def _sentence(item: Any) -> str:
         return f"{where}: this key is missing."
     if item["type"] in {"model_type", "dict_type"}:
         return f"{where}: this should be a mapping, with keys of its own."
+    if item["type"] == "too_short":
+        return f"{where}: this should have an entry at least."
     text = str(item["msg"]).removeprefix("Value error, ")
+    if isinstance(item["input"], str | int | float):
+        text = text.replace("Input should", f"{item['input']!r} should", 1)
     return f"{where}: {text}." if where else f"{text}."
 
 
@@ -279,7 +346,8 @@ def _nearest(loc: tuple[int | str, ...]) -> str:
     """Return a hint with the known keys at this place of the file."""
     section: Any = SiteFile
     for part in loc[:-1]:
-        section = _step(section, str(part))
+        if isinstance(part, str):  # a number only says which of a list
+            section = _step(section, part)
     if section is None:
         return ""
     known = sorted(field.alias or name for name, field in section.model_fields.items())
@@ -287,7 +355,8 @@ def _nearest(loc: tuple[int | str, ...]) -> str:
     return f" Did you mean '{close[0]}'?" if close else f" Known are {', '.join(known)}."
 
 
-_MAPPINGS: dict[str, type[_Section]] = {"servers": ServerGroup, "devices": DeviceKind}
+_MAPPINGS: dict[str, type[Section]] = {"servers": ServerGroup, "devices": DeviceKind}
+_LISTS: dict[str, type[Section]] = {"static": Endpoint}
 
 
 def _step(section: Any, part: str) -> Any:
@@ -298,6 +367,8 @@ def _step(section: Any, part: str) -> Any:
         return _MAPPINGS[section]
     if section is SiteFile and part in _MAPPINGS:
         return part
+    if section is ServerGroup and part in _LISTS:
+        return _LISTS[part]
     fields = {field.alias or name: field for name, field in section.model_fields.items()}
     kind = fields[part].annotation if part in fields else None
-    return kind if isinstance(kind, type) and issubclass(kind, _Section) else None
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None

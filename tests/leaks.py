@@ -38,9 +38,16 @@ def our_processes(*words: str) -> list[psutil.Process]:
     return found
 
 
-POOL_WORDS = ("tritonserver", "triton_python_backend_stub", "sonic_parsl.server", "sonic_parsl.pool", "server/guard.py")
+POOL_WORDS = (
+    "tritonserver",
+    "triton_python_backend_stub",
+    "sonic_parsl.server",
+    "sonic_parsl.pool",
+    "server/guard.py",
+    "executors/undertaker.py",
+)
 """Command lines of what a pool consists of."""
-PARSL_WORDS = ("interchange.py", "process_worker_pool")
+PARSL_WORDS = ("interchange.py", "worker_pool")
 
 
 def leftovers() -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,7 +65,7 @@ COMMANDS = [pytest.param(path, id=" ".join(("sonic-parsl", *path))) for path in 
 
 def test_the_commands_are_these() -> None:
     leaves = {" ".join(path) for path in commands()}
-    assert {"run", "doctor", "server install", "models check", "data fetch", "data generate"} <= leaves
+    assert {"run", "doctor", "status", "server install", "models check", "data fetch", "data generate"} <= leaves
 
 
 @pytest.mark.parametrize("path", COMMANDS)
@@ -177,7 +179,15 @@ def test_the_doctor_finds_nothing_missing_for_the_local_site(call: Call) -> None
     result = call("doctor")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("ok      site file ")
-    assert "missing" not in result.stdout
+    assert "problem" not in result.stdout
+
+
+def test_the_doctor_probes_the_local_site(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    result = call("doctor", "--probe")
+    assert result.exit_code == 0, result.output
+    assert "ok      workers: " in result.stdout
+    assert " is reached from the workers' " in result.stdout
 
 
 def test_the_doctor_names_what_a_batch_site_lacks_and_fails(
@@ -188,13 +198,25 @@ def test_the_doctor_names_what_a_batch_site_lacks_and_fails(
     result = call("doctor", "--site", "cluster.yaml")
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
-    assert "missing provider slurm: there is no sbatch here. Log in to a submit node." in lines
-    assert any(line.startswith("missing servers gpu: runtime host: There is no tritonserver here.") for line in lines)
+    assert "problem provider slurm: there is no sbatch here. Log in to a submit node." in lines
+    assert any(line.startswith("problem servers gpu: runtime host: There is no tritonserver here.") for line in lines)
     assert f"ok      servers gpu: models {MODELS}" in lines
 
 
 def test_the_doctor_on_a_site_that_is_nowhere_fails(call: Call) -> None:
     assert failure(call("doctor", "--site", "nosuch")).startswith("Error: There is no site 'nosuch'.")
+
+
+def test_the_status_where_nothing_runs_is_a_sentence(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    result = call("status")
+    assert (result.exit_code, result.stdout) == (0, "No run and no pool of yours is up.\n")
+    assert json.loads(call("status", "--json").stdout)["pools"] == []
+    assert failure(call("status", "--pool", "mine")).startswith("Error: There is no pool named mine.")
+    assert failure(call("status", "--run-dir", tmp_path)).startswith(f"Error: There is no run in {tmp_path}.")
 
 
 def test_good_models_are_listed(call: Call) -> None:

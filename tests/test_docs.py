@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import pytest
 
+from sonic_parsl import site as site_file
 from sonic_parsl.cli import main
 from tests.leaks import assert_nothing_is_left
 
@@ -191,3 +192,16 @@ def test_a_wrong_command_is_noticed(line: str) -> None:
 @pytest.mark.parametrize("line", ["--help", "--version", "run --help", "server install", "--debug doctor"])
 def test_a_right_command_is_read_and_not_run(line: str) -> None:
     assert complaint(line.split()) is None
+
+
+SITES = [
+    pytest.param(block.code, id=f"line {block.line}")
+    for block in blocks((ROOT / "docs" / "sites.md").read_text())
+    if block.language == "yaml"
+]
+
+
+@pytest.mark.parametrize("text", SITES)
+def test_a_site_file_that_is_shown_is_one(text: str, tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text(text)
+    assert site_file.read(tmp_path / "site.yaml").servers

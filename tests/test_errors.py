@@ -60,8 +60,9 @@ def test_no_error_is_an_oserror(cls: type[SonicError]) -> None:
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_error_pickles_with_all_it_says(cls: type[SonicError], pickler: Any) -> None:
     error = cls("Something broke.", hint="Mend it.", model="btag", server="triton-0-1", request=3, chunk=None)
-    back = pickle.loads(pickler.dumps(error))
+    back = pickle.loads(pickler.dumps(error.with_details("its traceback"))).at(chunk=None)
     assert type(back) is cls
+    assert back.details == "its traceback"
     assert (back.message, back.hint, back.context) == (error.message, error.hint, error.context)
     assert str(back) == "Something broke. (model btag, server triton-0-1, request 3) Mend it."
 

@@ -24,11 +24,11 @@ FOLDERS = ("sonic_parsl", "executors", "workflows", "configs")
 LEVELS = (
     {"cli", "doctor", "workflows"},
     {"executors", "configs"},
-    {"model", "pool", "site", "report"},
+    {"model", "pool", "site", "endpoint", "report"},
     {"client", "server"},
     {"columns", "repository"},
-    {"kserve", "rpc"},
-    {"protocol", "devices", "errors", "ports", "cache"},
+    {"kserve", "rpc", "status"},
+    {"protocol", "poolref", "credentials", "devices", "errors", "ports", "cache", "yaml_file", "walltime"},
 )
 """From the top floor of the house down; see docs/design.md."""
 

@@ -13,8 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from tritonclient.grpc import service_pb2
 
-from sonic_parsl.errors import DeadlineError, InputError, ModelNotFoundError, RejectedError, ResponseError
-from sonic_parsl.kserve import DTYPES, STATUS, pack, translate, unpack
+from sonic_parsl.errors import (
+    DeadlineError,
+    InferenceError,
+    InputError,
+    ModelNotFoundError,
+    RejectedError,
+    ResponseError,
+)
+from sonic_parsl.kserve import DTYPES, pack, unpack
+from sonic_parsl.status import STATUS, translate
 
 Array = npt.NDArray[Any]
 ARRAYS = st.sampled_from(sorted(DTYPES)).flatmap(
@@ -122,6 +130,7 @@ def test_each_status_has_a_meaning() -> None:
         ("NOT_FOUND", "Request for unknown model: 'm' has no available versions", ModelNotFoundError, "elsewhere"),
         ("INTERNAL", "Request for unknown model: 'm' has no available versions", ModelNotFoundError, "elsewhere"),
         ("INVALID_ARGUMENT", "'m' version 1 is not at ready state", ModelNotFoundError, "elsewhere"),
+        ("INTERNAL", "Stub process 'm_0' is not healthy.", InferenceError, "again"),
     ],
 )
 def test_a_status_says_whether_another_server_may_be_asked(code: str, details: str, cls: type, retry: str) -> None:

@@ -32,7 +32,8 @@ from sonic_parsl.errors import (
 )
 from sonic_parsl.kserve import DATATYPES
 from sonic_parsl.model import Model, Scores, Service, ask
-from sonic_parsl.protocol import POOL_ENV, ServedModel, TensorSpec
+from sonic_parsl.poolref import POOL_ENV
+from sonic_parsl.protocol import ServedModel, TensorSpec
 from sonic_parsl.workflows import btag_inputs, samples, shape_demo_inputs
 
 Array = np.ndarray[Any, Any]

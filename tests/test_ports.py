@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sonic_parsl.errors import ConfigError
-from sonic_parsl.ports import address_towards, free_port, listen_addresses
+from sonic_parsl.ports import address_towards, free_port, ipv4_of, listen_addresses
 
 HOST = "127.0.0.1"
 
@@ -66,3 +66,14 @@ def test_an_address_of_another_machine_is_an_error_that_says_so() -> None:
 
 def test_a_node_on_loopback_reaches_loopback_by_loopback() -> None:
     assert address_towards("127.0.0.1:50000") == "127.0.0.1"
+
+
+def test_an_interface_stands_for_its_ipv4_address() -> None:
+    assert ipv4_of("lo") == "127.0.0.1"
+    assert ipv4_of("192.0.2.1") == "192.0.2.1"
+
+
+@pytest.mark.parametrize("address", ["ib7", "::1", "localhost"])
+def test_what_is_neither_an_ipv4_address_nor_an_interface_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'{address}' is neither .*\. Its interfaces are .*\blo\b"):
+        ipv4_of(address)

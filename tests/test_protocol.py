@@ -1,26 +1,27 @@
-"""Messages come back as they went, and the pool's secret is in no text."""
+"""Messages come back as they went, and what is out of bounds does not come in."""
 
 from __future__ import annotations
 
 import dataclasses
-import pickle
-import stat
-from pathlib import Path
+import json
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-import cloudpickle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sonic_parsl import protocol
-from sonic_parsl.errors import PoolError, PoolNotFoundError
+from sonic_parsl.errors import PoolError
 from sonic_parsl.pool.pipe import from_line, to_line
+from sonic_parsl.pool.spec import RegistrySpec
+from sonic_parsl.poolref import PoolRef
 from sonic_parsl.protocol import (
-    POOL_ENV,
+    MAX_LINES,
+    MAX_MODELS,
+    MAX_REASON,
+    VERSION,
     Ack,
-    Credentials,
     Departure,
     Drain,
     Follow,
@@ -28,11 +29,11 @@ from sonic_parsl.protocol import (
     Leave,
     Listening,
     Lose,
-    PoolRef,
-    RegistrySpec,
     Renew,
+    ServedModel,
     ServerEntry,
     ServerInfo,
+    ServerLoad,
     ServerTable,
     decode,
     encode,
@@ -44,16 +45,34 @@ MESSAGES = (Join, Renew, Leave, Drain, Follow, Ack, ServerTable, Listening, Depa
 def values(hint: Any) -> st.SearchStrategy[Any]:
     """Return what may stand in a field of this type; JSON has no infinity."""
     if dataclasses.is_dataclass(hint):
-        return st.builds(hint, **{name: values(of_field) for name, of_field in get_type_hints(hint).items()})  # type: ignore[arg-type]
+        hints = get_type_hints(hint, include_extras=True)
+        return st.builds(hint, **{name: values(of_field) for name, of_field in hints.items()})  # type: ignore[arg-type]
     if hint is float:
         return st.floats(allow_nan=False, allow_infinity=False)
     arguments = get_args(hint)
+    if get_origin(hint) is Annotated:
+        return bounded(arguments[0], arguments[1].metadata)
     if get_origin(hint) is tuple:
         repeated = arguments[-1] is Ellipsis
         return st.lists(values(arguments[0]), max_size=3).map(tuple) if repeated else st.tuples(*map(values, arguments))
     if get_origin(hint) in {Union, UnionType}:
         return st.one_of(*map(values, arguments))
     return st.from_type(hint)
+
+
+def bounded(hint: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
+    """Return what may stand in a field of this type with pydantic's bounds."""
+    names = ("ge", "gt", "le", "max_length", "pattern")
+    bounds = {name: getattr(one, name) for one in metadata for name in names if hasattr(one, name)}
+    if hint is int:
+        return st.integers(bounds.get("ge"), bounds.get("le"))
+    if hint is float:
+        low = bounds.get("ge", bounds.get("gt"))
+        exclude = "gt" in bounds
+        return st.floats(low, bounds.get("le"), exclude_min=exclude, allow_nan=False, allow_infinity=False)
+    if hint is str and "pattern" in bounds:
+        return st.from_regex(bounds["pattern"], fullmatch=True).filter(lambda text: len(text) <= bounds["max_length"])
+    return st.text(max_size=min(300, bounds["max_length"])) if hint is str else values(hint)
 
 
 messages = st.one_of(*map(values, MESSAGES))
@@ -80,8 +99,9 @@ def test_an_unexpected_message_on_the_pipe_is_an_error() -> None:
 
 
 def test_every_message_is_frozen() -> None:
-    classes = [cls for cls in vars(protocol).values() if dataclasses.is_dataclass(cls) and isinstance(cls, type)]
-    assert set(MESSAGES) <= set(classes)
+    classes = {cls for cls in vars(protocol).values() if dataclasses.is_dataclass(cls) and isinstance(cls, type)}
+    assert set(MESSAGES) - classes == {PoolRef, RegistrySpec}
+    classes.update(MESSAGES)
     for cls in classes:
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(object.__new__(cls), dataclasses.fields(cls)[0].name, None)
@@ -91,9 +111,9 @@ def test_every_message_is_frozen() -> None:
     ("data", "problem"),
     [
         (b"not json", "message: json_invalid"),
-        (b'{"run_id": "r", "registries": "hunter2", "credentials": {"token": "hunter2"}}', "registries: tuple_type"),
-        (b'{"run_id": "r", "registries": [], "credentials": {"token": ["hunter2"]}}', "credentials.token: string_type"),
-        (b'{"run_id": "r", "registries": [], "credentials": {"token": "hunter2"}, "schema": 2}', "schema: literal_err"),
+        (b'{"run_id": "r", "registries": "hunter2", "credentials": {"key": "hunter2"}}', "registries: tuple_type"),
+        (b'{"run_id": "r", "registries": [], "credentials": {"key": ["hunter2"]}}', "credentials.authority: missing"),
+        (b'{"run_id": "r", "registries": [], "static": [], "schema": 2}', "schema: literal_err"),
     ],
 )
 def test_what_cannot_be_read_is_named_and_not_quoted(data: bytes, problem: str) -> None:
@@ -123,63 +143,53 @@ def test_only_ready_servers_take_requests() -> None:
     assert [entry.info.id for entry in table.ready] == ["b"]
 
 
-# How a process finds the pool ----------------------------------------------
+# What is out of bounds ------------------------------------------------------
 
 
-@pytest.fixture
-def ref() -> PoolRef:
-    return PoolRef(run_id="run1", registries=("127.0.0.1:1234",), credentials=Credentials.new())
+def tampered(message: Any, **changes: Any) -> bytes:
+    """Return a message whose fields were changed on the way; ``info__id`` is a field of its info."""
+    data = json.loads(encode(message))
+    for path, value in changes.items():
+        *outer, last = path.split("__")
+        place = data
+        for part in outer:
+            place = place[part]
+        place[last] = value
+    return json.dumps(data).encode()
 
 
-def test_no_text_of_a_pool_ref_holds_its_secret(ref: PoolRef) -> None:
-    spec = RegistrySpec(run_id="run1", address="127.0.0.1", credentials=ref.credentials)
-    for thing in (ref, ref.credentials, spec, [ref], {"ref": spec}):
-        assert ref.credentials.token not in f"{thing} {thing!r}"
+JOIN = Join(VERSION, info("a"), "ready")
+LEAVE = Leave("a", "0", "g", failed=True, reason="told to")
 
 
-def test_each_run_has_credentials_of_its_own() -> None:
-    tokens = {Credentials.new().token for _ in range(100)}
-    assert len(tokens) == 100
-    assert min(map(len, tokens)) >= 40
+@pytest.mark.parametrize(
+    ("message", "changes", "problem"),
+    [
+        (JOIN, {"info__id": "x" * 257}, "info.id: string_too_long"),
+        (JOIN, {"info__lease_s": float("nan")}, "info.lease_s: "),
+        (JOIN, {"info__lease_s": 1e9}, "info.lease_s: less_than_equal"),
+        (JOIN, {"info__lease_s": 0}, "info.lease_s: greater_than"),
+        (JOIN, {"info__ends_at": float("inf")}, "info.ends_at: finite_number"),
+        (JOIN, {"info__address": "unix:/tmp/x"}, "info.address: string_pattern_mismatch"),
+        (JOIN, {"info__address": "host:\u0661"}, "info.address: string_pattern_mismatch"),
+        (JOIN, {"info__address": "host:1\n"}, "info.address: string_pattern_mismatch"),
+        (JOIN, {"info__models": [json.loads(encode(ServedModel("m", "1", 0, (), ())))] * (MAX_MODELS + 1)}, "too_long"),
+        (JOIN, {"info__block_id": "1-2"}, "info.block_id: string_pattern_mismatch"),
+        (JOIN, {"state": "gone"}, "state: literal_error"),
+        (LEAVE, {"reason": "x" * (MAX_REASON + 1)}, "reason: string_too_long"),
+        (LEAVE, {"stderr": "x" * (MAX_LINES + 1)}, "stderr: string_too_long"),
+        (Renew("a", ServerLoad()), {"load__rows": -1}, "load.rows: greater_than_equal"),
+        (Renew("a", ServerLoad()), {"load__rows": 10**30}, "load.rows: less_than_equal"),
+        (Renew("a", ServerLoad()), {"load__queue_ms": float("nan")}, "load.queue_ms: "),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused_by_the_name_of_its_field(message: Any, changes: Any, problem: str) -> None:
+    with pytest.raises(PoolError, match=f"could not be read: .*{problem}"):
+        decode(type(message), tampered(message, **changes))
 
 
-def test_the_file_of_a_pool_is_its_owners_only_and_comes_back(ref: PoolRef, tmp_path: Path) -> None:
-    path = tmp_path / "pool.json"
-    ref.write(path)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert PoolRef.read(path) == ref
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_writing_replaces_a_file_that_others_could_read(ref: PoolRef, tmp_path: Path) -> None:
-    path = tmp_path / "pool.json"
-    path.write_text("old")
-    path.chmod(0o644)
-    ref.write(path)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert PoolRef.read(path) == ref
-
-
-@pytest.mark.parametrize("pickler", [pickle, cloudpickle])
-def test_a_pool_ref_travels_with_a_chunk(ref: PoolRef, pickler: Any) -> None:
-    assert pickle.loads(pickler.dumps(ref)) == ref
-
-
-def test_the_environment_names_the_file(ref: PoolRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ref.write(tmp_path / "pool.json")
-    monkeypatch.setenv(POOL_ENV, str(tmp_path / "pool.json"))
-    assert PoolRef.from_environment() == ref
-
-
-def test_a_process_that_was_not_told_of_a_pool_says_how_to_tell_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(POOL_ENV, raising=False)
-    with pytest.raises(PoolNotFoundError, match=r"was not told of a pool\. .*load_site.*SONIC_PARSL_POOL"):
-        PoolRef.from_environment()
-
-
-def test_a_pools_file_that_is_gone_says_that_the_pool_ended(tmp_path: Path) -> None:
-    with pytest.raises(
-        PoolNotFoundError, match=r"gone\.json cannot be read: No such file.* The pool has ended"
-    ) as caught:
-        PoolRef.read(tmp_path / "gone.json")
-    assert caught.value.__suppress_context__
+def test_of_a_message_with_many_faults_a_few_are_told() -> None:
+    data = tampered(JOIN, info__models=[{}] * 900)
+    with pytest.raises(PoolError) as caught:
+        decode(Join, data)
+    assert len(str(caught.value)) < 500

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,25 @@ def written(report: Report, folder: Path) -> Any:
 
 TOP = [
     *("schema", "events_in", "events_out", "chunks", "rows", "rows_cached", "rows_sent", "rows_retried"),
-    *("rows_padded", "requests", "retries", "failovers", "wall_s", "waiting_s"),
+    *("rows_padded", "nans", "requests", "retries", "failovers", "wall_s", "waiting_s"),
     *("servers", "models", "chunk_records", "warnings"),
 ]
 SERVERS = [
-    *("id", "group", "kind", "fidelity", "node", "job_id", "rows", "p50_ms", "p99_ms", "queue_ms", "compute_ms"),
+    *(
+        "id",
+        "group",
+        "kind",
+        "fidelity",
+        "node",
+        "job_id",
+        "devices",
+        "rows",
+        "verified",
+        "p50_ms",
+        "p99_ms",
+        "queue_ms",
+        "compute_ms",
+    ),
 ]
 CHUNKS = [
     *("fileuuid", "entrystart", "entrystop", "model", "servers", "numeric_kind", "fallback", "waiting_s"),
@@ -80,7 +95,7 @@ def test_the_file_has_exactly_the_fields_that_others_read(tmp_path: Path) -> Non
     assert [list(line) for line in data["servers"]] == [SERVERS]
     assert [list(line) for line in data["chunk_records"]] == [CHUNKS]
     assert [list(line) for line in data["models"]] == [
-        ["name", "version", "numeric_kind", "rows", "requests", "source_digest"]
+        ["name", "version", "numeric_kind", "rows", "requests", "source_digest", "verified"]
     ]
     assert data["schema"] == 1
     assert data["chunk_records"][0] == {
@@ -208,3 +223,35 @@ def test_brackets_in_a_warning_are_shown_as_they_are() -> None:
     with pytest.warns(RuntimeWarning, match="never read"):
         log = log_of(call(error="shape [3, 4] is not [/5]", read=False))
     assert "shape [3, 4] is not [/5]" in shown(log.report([]), width=200)
+
+
+def test_models_of_a_server_that_does_not_say_what_they_are_made_from_are_called_unverified() -> None:
+    model = ServedModel("btag", "1", max_batch_size=64, inputs=(), outputs=())
+    servers = [entry(), entry("gate-static-0", models=(model,), kind="gpu")]
+    known, unknown = call(), call(servers={"gate-static-0": ServerShare(rows=10, requests=1)})
+    report = log_of(known).report(servers)
+    assert [(line.source_digest, line.verified) for line in report.models] == [("d1", True)]
+    assert [line.verified for line in report.servers] == [True, False]
+    assert "gpu (unverified)" in shown(report, width=200)
+    assert "btag v1 (fp32)" in shown(report)
+    for calls, digest in (((unknown,), ""), ((known, unknown), "d1")):
+        report = log_of(*calls).report(servers)
+        assert [(line.source_digest, line.verified) for line in report.models] == [(digest, False)]
+        assert "btag v1 (fp32, unverified)" in shown(report)
+
+
+def test_chunks_that_workers_computed_are_marked_counted_and_warned_of() -> None:
+    note = "Model btag was computed by the workers themselves, in fp32 with ONNX Runtime. The pool is lost: x."
+    alone = call(servers={}, fallback=True, source_digest="d1", notes=(note,))
+    log = RunLog()
+    with pytest.warns(RuntimeWarning, match="computed by the workers themselves"):
+        log.take([ChunkRecord.of(CHUNK, alone), ChunkRecord.of(CHUNK, call()), ChunkRecord.of(CHUNK, alone)], {})
+    log.take([ChunkRecord.of(CHUNK, alone)], {})  # warned of already
+    report = log.report([entry()])
+    assert [line.fallback for line in report.chunk_records] == [True, False, True, True]
+    assert report.warnings == (note,)
+    (model,) = report.models
+    assert (model.rows, model.source_digest, model.verified) == (40, "d1", True)
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(report)
+    assert re.search(r"chunks inferred without servers +1", shown.getvalue())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sonic_parsl import endpoint
+from sonic_parsl.credentials import Peer
 from sonic_parsl.devices import BUILT_IN, Device
 from sonic_parsl.errors import ConfigError
+from sonic_parsl.pool.authority import CertificateAuthority
 from sonic_parsl.site import PACKAGED_MODELS, Count, SiteFile, find, packaged_folder, read, user_folder
 
 GOOD: dict[str, Any] = {"servers": {"triton": {}}}
@@ -102,21 +106,21 @@ def test_an_unknown_key_is_refused_with_the_nearest_right_one(written: Path, tex
     ("text", "sentence"),
     [
         ("workers: {}", "servers: this key is missing."),
-        ("servers: {}", "servers: Dictionary should have at least 1 item"),
+        ("servers: {}", "servers: this should have an entry at least."),
         ("servers: [a]", "servers: this should be a mapping, with keys of its own."),
         ("servers: {a: }", "servers.a: this should be a mapping, with keys of its own."),
         ("servers: {a: {count: many}}", "servers.a.count: 'many' is neither a number nor {min: ..., max: ...}."),
         ("servers: {a: {count: {min: 3, max: 2}}}", "servers.a.count: min is 3, which is more than max, 2."),
-        ("servers: {a: {count: 0}}", "servers.a.count.min: Input should be greater than or equal to 1."),
+        ("servers: {a: {count: 0}}", "servers.a.count.min: 0 should be greater than or equal to 1."),
         ("servers: {a: {device: tpu}}", "servers.a.device is 'tpu'; known are cpu, gpu."),
-        ("servers: {a: {runtime: docker}}", "servers.a.runtime: Input should be 'wheel', 'host' or 'apptainer'."),
+        ("servers: {a: {runtime: docker}}", "servers.a.runtime: 'docker' should be 'wheel', 'host' or 'apptainer'."),
         ("servers: {a: {runtime: apptainer}}", "servers.a: runtime apptainer needs an image, a SIF file or docker://"),
-        ("servers: {a: {provider: k8s}}", "servers.a.provider: Input should be 'local', 'slurm'"),
-        ("servers: {a: {lease: 1}}", "servers.a.lease: Input should be greater than or equal to 3."),
-        ("servers: {a: {start-timeout: soon}}", "servers.a.start-timeout: Input should be a valid number"),
+        ("servers: {a: {provider: k8s}}", "servers.a.provider: 'k8s' should be 'local', 'slurm'"),
+        ("servers: {a: {lease: 1}}", "servers.a.lease: 1 should be greater than or equal to 3."),
+        ("servers: {a: {start-timeout: soon}}", "servers.a.start-timeout: 'soon' should be a valid number"),
         ("{servers: {a: {}}, driver: {port-range: [9000, 8000]}}", "driver: port-range [9000, 8000] is not [first, l"),
         ("{servers: {a: {}}, driver: {port-range: [80, 8000]}}", "driver: port-range [80, 8000] is not [first, last]"),
-        ("{servers: {a: {}}, workers: {workers-per-node: 0}}", "workers.workers-per-node: Input should be greater"),
+        ("{servers: {a: {}}, workers: {workers-per-node: 0}}", "workers.workers-per-node: 0 should be greater"),
     ],
 )
 def test_a_wrong_value_is_a_sentence_with_its_place(written: Path, text: str, sentence: str) -> None:
@@ -135,7 +139,7 @@ def test_all_that_is_wrong_is_said_at_once(written: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (b"servers: {a: {}", "is not valid YAML: "),
+        (b"servers: {a: {}", "is not valid YAML, line 1, column 16: expected"),
         (b"\xff\xfe\xfa", "is not valid YAML: "),
         (b"- a\n- b\n", "is not a site file. It should be a mapping with the key 'servers'."),
         (b"", "is not a site file."),
@@ -183,7 +187,111 @@ def test_a_folder_is_not_taken_for_a_site_file(users: Path) -> None:
 def test_a_site_that_is_nowhere_is_answered_with_those_there_are(users: Path) -> None:
     (users / "mine.yaml").touch()
     with pytest.raises(
-        ConfigError, match=r"There is no site 'locale'\. Give the path .* one of: local, mine\."
+        ConfigError, match=r"There is no site 'locale'\. Give the path .* one of: .*local, mine"
     ) as caught:
         find("locale")
     assert str(users) in caught.value.hint
+
+
+# Servers of others, and security --------------------------------------------
+
+
+def gateway(**keys: Any) -> dict[str, Any]:
+    return {
+        "servers": {"gate": {"device": "gpu", "static": [{"url": "grpcs://gate.example:443", "models": ["m"]} | keys]}}
+    }
+
+
+def test_a_server_of_others_is_known_by_its_group_and_brings_its_secrets(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = CertificateAuthority("gate").certificate
+    (written.parent / "ca.pem").write_text(authority)
+    monkeypatch.setenv("GATE_TOKEN", "hunter-token")
+    written.write_text(yaml.safe_dump(gateway(ca="ca.pem", **{"token-env": "GATE_TOKEN"})))
+    (server,) = read(written).static_servers()
+    assert (server.id, server.group, server.kind, server.models) == ("gate-static-0", "gate", "gpu", ("m",))
+    assert server.peer == Peer("gate.example:443", secure=True, authority=authority, token="hunter-token")
+    assert "hunter" not in repr(server) + repr(read(written))
+    assert "GATE_TOKEN" not in os.environ  # which jobs would inherit
+    assert read(written).static_servers() == [server]
+
+
+def test_a_file_that_is_only_read_needs_no_token(written: Path) -> None:
+    written.write_text(yaml.safe_dump(gateway(**{"token-env": "NOT_SET"})))
+    assert read(written).servers["gate"].static[0].token_env == "NOT_SET"
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_token_that_is_not_set_is_asked_for_by_its_variable(
+    written: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    monkeypatch.setattr(endpoint, "_taken", {})
+    monkeypatch.delenv("GATE_TOKEN", raising=False)
+    if value is not None:
+        monkeypatch.setenv("GATE_TOKEN", value)
+    written.write_text(yaml.safe_dump(gateway(**{"token-env": "GATE_TOKEN"})))
+    with pytest.raises(ConfigError, match=r"token for grpcs://gate.*variable GATE_TOKEN, .*export GATE_TOKEN=\.\.\."):
+        read(written).static_servers()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"\xff\xfe", "holds no certificate"),
+        (b"-----BEGIN PRIVATE KEY-----\nhunter\n-----END PRIVATE KEY-----\n", "holds no certificate"),
+        (b"", "holds no certificate"),
+    ],
+)
+def test_an_authority_that_is_none_is_refused_by_the_name_of_its_file(
+    written: Path, content: bytes | None, sentence: str
+) -> None:
+    if content is not None:
+        (written.parent / "ca.pem").write_bytes(content)
+    written.write_text(yaml.safe_dump(gateway(ca="ca.pem")))
+    with pytest.raises(ConfigError, match=rf"ca\.pem, .* of grpcs://gate\.example:443, {sentence}") as caught:
+        read(written).static_servers()
+    assert "hunter" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"url": "https://gate.example"}, "servers.gate.static.0.url: String should match pattern"),
+        ({"url": "grpcs://gate.example"}, "servers.gate.static.0.url: String should match pattern"),
+        ({"url": "grpcs://user:word@gate.example:1"}, "servers.gate.static.0.url: String should match pattern"),
+        (
+            {"url": "grpc://gate.example:1"},
+            "is not encrypted and on another machine; use grpcs://, or say insecure: tr",
+        ),
+        ({"models": []}, "servers.gate.static.0.models: this should have an entry at least"),
+        ({"token_env": "X"}, "servers.gate.static.0.token_env: there is no such key. Did you mean 'token-env'?"),
+        ({"token": "X"}, "servers.gate.static.0.token: there is no such key."),
+    ],
+)
+def test_a_wrong_server_of_others_is_a_sentence_with_its_place(
+    written: Path, keys: dict[str, Any], sentence: str
+) -> None:
+    assert sentence in problems(written, yaml.safe_dump(gateway(**keys)))
+
+
+@pytest.mark.parametrize("keys", [{"url": "grpc://127.0.0.1:1"}, {"url": "grpc://far.example:1", "insecure": True}])
+def test_a_plain_connection_is_for_this_machine_or_must_be_meant(written: Path, keys: dict[str, Any]) -> None:
+    written.write_text(yaml.safe_dump(gateway(**keys)))
+    assert not read(written).static_servers()[0].peer.secure
+
+
+def test_security_is_on_unless_it_is_turned_off(written: Path) -> None:
+    written.write_text(yaml.safe_dump(GOOD))
+    assert (read(written).security, read(written).shared_filesystem) == ("tls", True)
+    assert "security: 'weak' should be 'tls' or 'none'" in problems(written, "{servers: {a: {}}, security: weak}")
+
+
+def test_a_run_fails_without_servers_and_mixes_no_numbers_unless_that_is_meant(written: Path) -> None:
+    written.write_text(yaml.safe_dump(GOOD))
+    assert (read(written).fallback, read(written).mix_numerics) == (None, False)
+    written.write_text(yaml.safe_dump({**GOOD, "fallback": "cpu", "mix-numerics": True}))
+    assert (read(written).fallback, read(written).mix_numerics) == ("cpu", True)
+    assert "fallback: 'gpu' should be 'cpu'" in problems(written, "{servers: {a: {}}, fallback: gpu}")
+    assert "Did you mean 'mix-numerics'?" in problems(written, "{servers: {a: {}}, mix-numeric: true}")

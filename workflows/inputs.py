@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import uproot
-
 from sonic_parsl.errors import ConfigError, DataError
+from sonic_parsl.workflows.rootfile import check_root
 
 TREE = "Events"
+EXAMPLE = '{"dataset": ["file.root"]}'
 
 
 def make_fileset(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -25,14 +25,25 @@ def make_fileset(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     fileset: dict[str, dict[str, Any]] = {}
     for name in names:
         if name.endswith(".json"):
-            _add(fileset, _read_fileset(Path(name)), name)
+            _add(fileset, read_fileset(_read_json(Path(name)), name), name)
         else:
             fileset[_unused(Path(name).stem, fileset)] = {"files": {name: TREE}}
+    check_files(fileset)
+    return fileset
+
+
+def check_files(fileset: dict[str, dict[str, Any]]) -> None:
+    """Check every file of a fileset that is on this machine.
+
+    Raises
+    ------
+    DataError
+        One is missing, is no ROOT file, or has not the tree.
+    """
     for dataset in fileset.values():
         for file, tree in dataset["files"].items():
             if "://" not in file:
-                _check_root(file, tree)
-    return fileset
+                check_root(file, tree)
 
 
 def _add(fileset: dict[str, dict[str, Any]], more: dict[str, dict[str, Any]], source: str) -> None:
@@ -49,42 +60,43 @@ def _unused(stem: str, fileset: dict[str, dict[str, Any]]) -> str:
     return name
 
 
-def _read_fileset(path: Path) -> dict[str, dict[str, Any]]:
+def read_fileset(data: Any, source: str) -> dict[str, dict[str, Any]]:
+    """Bring a fileset in any form that coffea takes to one form; metadata is kept.
+
+    Parameters
+    ----------
+    source
+        Where it is from, for the message.
+
+    Raises
+    ------
+    ConfigError
+        It is no fileset.
+    """
+    if not isinstance(data, dict) or not data:
+        raise ConfigError(f"{source} is not a fileset.", hint=f"It should look like {EXAMPLE}.")
+    return {str(name): _dataset(source, name, entry) for name, entry in data.items()}
+
+
+def _read_json(path: Path) -> Any:
     try:
-        data = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
     except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}.") from None
-    if not isinstance(data, dict) or not data:
-        raise ConfigError(f"{path} is not a fileset.", hint='It should look like {"dataset": ["file.root"]}.')
-    return {name: _dataset(path, name, entry) for name, entry in data.items()}
+        raise ConfigError(f"{path} is not valid JSON: {error}.", hint=f"It should look like {EXAMPLE}.") from None
 
 
-def _dataset(path: Path, name: str, entry: Any) -> dict[str, Any]:
-    """Read a dataset in any form that coffea takes, and keep its metadata."""
+def _dataset(source: str, name: Any, entry: Any) -> dict[str, Any]:
     entry = entry if isinstance(entry, dict) else {"files": entry}
     files, tree = entry.get("files"), entry.get("treename") or TREE
     if isinstance(files, list):
-        files = dict.fromkeys(files, tree)
+        files = dict.fromkeys(map(str, files), tree)
     if not isinstance(files, dict) or not files:
-        raise ConfigError(f"{path}: dataset {name} names no files.", hint='Write {"dataset": ["file.root"]}.')
+        raise ConfigError(f"{source}: dataset {name} names no files.", hint=f"Write {EXAMPLE}.")
     trees = {str(file): _tree(value, tree) for file, value in files.items()}
     return {"files": trees, **({"metadata": entry["metadata"]} if entry.get("metadata") else {})}
 
 
 def _tree(value: Any, default: str) -> str:
     return str((value.get("object_path") if isinstance(value, dict) else value) or default)
-
-
-def _check_root(name: str, tree: str) -> None:
-    if not Path(name).is_file():
-        raise DataError(f"There is no file {name}.")
-    try:
-        with uproot.open(name) as file:
-            trees = sorted({key.partition(";")[0] for key in file})
-    except Exception as error:  # noqa: BLE001 - a damaged file fails in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{name} is not a readable ROOT file: {reason}") from None
-    if tree not in trees:
-        raise DataError(f"{name} has no tree '{tree}'; it has {', '.join(trees) or 'nothing'}.")

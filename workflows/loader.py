@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import re
+import reprlib
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,10 +16,11 @@ from types import ModuleType
 from typing import Any
 
 import cloudpickle
-from coffea.nanoevents import NanoAODSchema
+from coffea.nanoevents import BaseSchema, NanoAODSchema
 from coffea.processor import ProcessorABC
 
 from sonic_parsl.errors import ConfigError
+from sonic_parsl.workflows.travel import check_travels
 
 Fileset = dict[str, dict[str, Any]]
 PREFIX = "analysis_"
@@ -58,19 +61,23 @@ def load(name: str) -> Workflow:
     Raises
     ------
     ConfigError
-        There is none, it cannot be imported, or it holds no processor.
+        There is none, it cannot be imported, it holds no processor, or something else in it is not what it should be.
+    AnalysisError
+        The processor cannot be sent to workers.
     """
     path = Path(name)
     module = _from_file(path) if path.suffix == ".py" else _packaged(name)
-    models = getattr(module, "models", None)
-    return Workflow(
+    models = _optional(module, "models", lambda value: isinstance(value, str | Path), "the path of a folder")
+    workflow = Workflow(
         name=path.stem,
         processor=_processor(module),
-        schema=getattr(module, "schema", NanoAODSchema),
+        schema=_optional(module, "schema", _is_schema, "a class of coffea.nanoevents") or NanoAODSchema,
         models=None if models is None else Path(module.__file__ or ".").parent / models,
-        fileset=getattr(module, "fileset", None),
-        draw=getattr(module, "draw", None),
+        fileset=_optional(module, "fileset", callable, "a function"),
+        draw=_optional(module, "draw", callable, "a function"),
     )
+    check_travels(workflow.processor)
+    return workflow
 
 
 def packaged_names() -> list[str]:
@@ -90,7 +97,10 @@ def _packaged(name: str) -> ModuleType:
 
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise ConfigError(f"There is no analysis file {path}.")
+        raise ConfigError(
+            f"There is no analysis file {path}.",
+            hint=f"Correct the path, or name a packaged workflow: {', '.join(packaged_names())}.",
+        )
     name = f"{PREFIX}{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -102,7 +112,7 @@ def _from_file(path: Path) -> ModuleType:
     except Exception as error:  # noqa: BLE001 - the user's code may raise anything
         del sys.modules[name]
         text = "".join(traceback.format_exception_only(error)).strip()
-        raise ConfigError(f"{path} cannot be imported{_line(error, path)}: {text}.") from None
+        raise ConfigError(f"{path} cannot be imported{_line(error, path)}: {text}.", hint=_way_out(error)) from None
     # Workers cannot import the user's file: it travels with the processor.
     cloudpickle.register_pickle_by_value(module)
     return module
@@ -112,6 +122,24 @@ def _line(error: Exception, path: Path) -> str:
     here = str(path.absolute())
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == here]
     return f", line {lines[-1]}" if lines else ""
+
+
+def _way_out(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return "Install it where driver and workers run, or name its folder in PYTHONPATH."
+    return ""
+
+
+def _optional(module: ModuleType, name: str, is_right: Callable[[Any], bool], what: str) -> Any:
+    """Return what a file says of something it need not say; None where it does not."""
+    value = getattr(module, name, None)
+    if value is not None and not is_right(value):
+        raise ConfigError(f"{name} in {module.__file__} is {reprlib.repr(value)}; it should be {what}.")
+    return value
+
+
+def _is_schema(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseSchema)
 
 
 def _processor(module: ModuleType) -> ProcessorABC:
@@ -129,10 +157,19 @@ def _processor(module: ModuleType) -> ProcessorABC:
             f"{module.__file__} should define one ProcessorABC class, found: {found}.",
             hint="Say which one with a line such as `processor = MyProcessor()`.",
         )
+    return _made(classes[0], module)
+
+
+def _made(cls: type[ProcessorABC], module: ModuleType) -> ProcessorABC:
+    if inspect.isabstract(cls):
+        absent = " and ".join(sorted(cls.__abstractmethods__))
+        raise ConfigError(f"{cls.__name__} in {module.__file__} does not define {absent}.", hint="Add what is missing.")
     try:
-        return classes[0]()
-    except TypeError as error:
+        return cls()
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        text = "".join(traceback.format_exception_only(error)).strip().removeprefix("TypeError: ")
+        line = _line(error, Path(module.__file__ or ""))
         raise ConfigError(
-            f"{classes[0].__name__} in {module.__file__} cannot be made without arguments: {error}.",
+            f"{cls.__name__} in {module.__file__} cannot be made without arguments{line}: {text}.",
             hint="Make it in the file: `processor = MyProcessor(...)`.",
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import coffea.util
 from coffea.processor import Runner
 
 from sonic_parsl.errors import ConfigError
+from sonic_parsl.executors.explain import explain
 from sonic_parsl.executors.pool_line import PoolLine
 from sonic_parsl.executors.site import Site
 from sonic_parsl.report import Report
+from sonic_parsl.workflows.inputs import check_files, read_fileset
 from sonic_parsl.workflows.loader import Fileset, Workflow
 from sonic_parsl.workflows.pictures import draw_all
 
@@ -41,18 +44,35 @@ def keep(workflow: Workflow, output: Any, report: Report, folder: Path) -> list[
     accumulator = folder / f"{workflow.name}.coffea"
     coffea.util.save(output, str(accumulator))
     report.write(folder / "report.json")
-    pictures = workflow.draw(output, folder) if workflow.draw else draw_all(output, folder)
+    pictures = _drawn(workflow.draw, output, folder) if workflow.draw else draw_all(output, folder)
     return [*pictures, folder / "report.json", accumulator]
 
 
+def _drawn(draw: Callable[[Any, Path], list[Path]], output: Any, folder: Path) -> list[Path]:
+    try:
+        return draw(output, folder)
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        raise explain(error) from None
+
+
 def input_of(workflow: Workflow) -> Fileset:
-    """Return the workflow's own input.
+    """Return the workflow's own input, of which all that is on this machine is there.
 
     Raises
     ------
     ConfigError
-        It has none.
+        It has none, or no fileset.
+    DataError
+        A file is missing or damaged.
+    AnalysisError
+        Its function failed.
     """
     if workflow.fileset is None:
         raise ConfigError(f"{workflow.name} brings no input of its own.", hint="Name ROOT files or a fileset JSON.")
-    return workflow.fileset()
+    try:
+        named = workflow.fileset()
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        raise explain(error) from None
+    fileset = read_fileset(named, f"What fileset() of {workflow.name} returns")
+    check_files(fileset)
+    return fileset

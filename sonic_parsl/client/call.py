@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, TimeoutError  # noqa: A004 - another one before Python 3.11
 
 from typing_extensions import override
 
@@ -25,7 +25,10 @@ class Ledger:
         self.requests = requests
         self.retries = self.rows_retried = self.failovers = 0
         self.waiting_s = 0.0
+        self.nans = 0
+        self._notes: dict[str, None] = {}
         self.numeric_kind = ""
+        self.fallback = False
         self.error: str | None = None
         self.read = False
         self._rows: Counter[str] = Counter()
@@ -41,6 +44,17 @@ class Ledger:
         self.retries += 1
         self.rows_retried += rows
         self.failovers += elsewhere
+
+    def computed_here(self, numeric_kind: str, note: str) -> None:
+        """Count the call as one that no server has answered; what one did of it is not used."""
+        self.fallback, self.numeric_kind = True, numeric_kind
+        self._rows.clear()
+        self._latencies.clear()
+        self.note(note)
+
+    def note(self, text: str) -> None:
+        """Keep what a report should warn of, once."""
+        self._notes[text] = None
 
     def record(self) -> CallRecord:
         """Return what is known now."""
@@ -59,6 +73,10 @@ class Ledger:
             waiting_s=self.waiting_s,
             servers=servers,
             numeric_kind=self.numeric_kind,
+            source_digest=self.model.source_digest,
+            fallback=self.fallback,
+            nans=self.nans,
+            notes=tuple(self._notes),
             error=self.error,
             read=self.read,
         )
@@ -103,7 +121,9 @@ class Call(Future[dict[str, Array]]):
             ).at(**self.context)
         start = time.monotonic()
         try:
-            wait((self,), timeout)
+            super().exception(timeout)
+        except (CancelledError, TimeoutError):
+            pass  # that is what done() tells
         finally:
             self.ledger.waiting_s += time.monotonic() - start
         return self.done()

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import grpc.aio
@@ -19,12 +20,16 @@ from sonic_parsl.client.job import Job, Request, bug
 from sonic_parsl.client.link import Link
 from sonic_parsl.client.retry import attempt_timeout, backoff, learn
 from sonic_parsl.client.table import ModelKey, states
-from sonic_parsl.errors import PoolError, SonicError
-from sonic_parsl.kserve import Fault, translate
-from sonic_parsl.protocol import ServerTable
+from sonic_parsl.errors import PoolError, ResponseError, SonicError
+from sonic_parsl.poolref import PoolRef
+from sonic_parsl.protocol import LEASE_S, ServerTable
+from sonic_parsl.status import ASKED, Fault, translate
 
 MAX_BYTES_IN_FLIGHT = 256 * 2**20
 """Of one process: a node runs as many as it has cores."""
+
+STRANDED_S = 2 * LEASE_S
+"""A call whose kind of server is gone waits so long for another of the kind: one lease to notice, one to start."""
 
 
 @dataclass
@@ -36,9 +41,17 @@ class Lane:
 
 
 class Dispatcher:
-    """Sends the requests of all calls of a session."""
+    """Sends the requests of all calls of a session with the pool `ref`.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    give_up
+        Takes the calls of a pool that is lost.
+    """
+
+    def __init__(self, ref: PoolRef, give_up: Callable[[Job, PoolError], None]) -> None:
+        self._ref = ref
+        self._give_up = give_up
         self._rng = random.Random()
         self._jobs: set[Job] = set()
         self._lanes: dict[ModelKey, Lane] = {}
@@ -50,6 +63,7 @@ class Dispatcher:
         self._running = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake: asyncio.TimerHandle | None = None
+        self._wakes_at = 0.0
 
     # What the session tells ------------------------------------------------
 
@@ -57,16 +71,13 @@ class Dispatcher:
         """Go on, in the running loop, where :meth:`stop` ended."""
         self._rng.seed()
         self._running = True
-        for job in self._jobs:
-            self._arm(job)
-        self._pump()
+        self._woken()
 
     async def stop(self) -> None:
         """Close all connections; what was in flight waits for the next :meth:`start`."""
         self._running = False
-        for timer in (self._wake, *(job.timer for job in self._jobs)):
-            if timer:
-                timer.cancel()
+        if self._wake is not None:
+            self._wake.cancel()
         self._wake = None
         for link in self._links.values():
             self._recall_all(link)
@@ -85,11 +96,11 @@ class Dispatcher:
         if job.done:
             return
         if self._problem:
-            job.fail(self._problem)
+            self._give_up(job, self._problem)
             return
         self._jobs.add(job)
         self._lanes.setdefault(job.key, Lane()).jobs.append(job)
-        self._arm(job)
+        self._wake_at(job.deadline)
         self._pump()
 
     def discard(self, job: Job) -> None:
@@ -109,15 +120,17 @@ class Dispatcher:
             if server_id in self._links:
                 self._links[server_id].update(entry)
             else:
-                self._links[server_id] = Link(entry)
+                self._links[server_id] = Link(entry, self._ref)
+        self._check_stranded()
         self._pump()
 
     def lose(self, problem: PoolError) -> None:
-        """Fail all calls, and those to come, until a table comes again."""
+        """Give up all calls, and those to come, until a table comes again."""
         self._problem = problem
-        for job in tuple(self._jobs):
-            self._end(job, problem)
+        jobs, self._jobs = self._jobs, set()
         self._lanes.clear()
+        for job in jobs:
+            self._give_up(job, problem)
 
     # Sending -----------------------------------------------------------------
 
@@ -136,7 +149,7 @@ class Dispatcher:
 
     def _drain(self, lane: Lane, key: ModelKey, now: float) -> bool:
         """Send what can be sent; return False when the bound on bytes stops it."""
-        serving = [link for link in self._links.values() if key in link.kinds]
+        serving = [link for link in self._links.values() if key in link.offers]
         able = self._able(serving, key, now)
         lane.again = [r for r in lane.again if not r.job.done and not self._send_again(r, serving, able, now)]
         passed: list[Job] = []
@@ -171,14 +184,13 @@ class Dispatcher:
         return self._has_room(request) and self._send(request, able, now, avoid)
 
     def _send(self, request: Request, able: list[Link], now: float, avoid: Collection[str] = ()) -> bool:
-        """Send to one of the links that are able and of the call's numeric kind, if there is one."""
+        """Send to one of the links that are able and offer what the call needs, if there is one."""
         job = request.job
-        kind = job.numeric_kind
-        fit = [x for x in able if x.server_id not in avoid and kind in {None, x.kinds[job.key]}]
+        fit = [x for x in able if x.server_id not in avoid and job.accepts(x.offers[job.key])]
         if not fit:
             return False
         link = choose(fit, self._rng)
-        job.numeric_kind = job.call.ledger.numeric_kind = link.kinds[job.key]
+        job.settle_on(link.offers[job.key], link.server_id)
         job.sending(request, link.server_id)
         link.send(request)
         if link.full(job.key):
@@ -198,6 +210,8 @@ class Dispatcher:
             request.take(answer)
         except grpc.aio.AioRpcError as error:
             self._failed(request, link, translate(error, **request.where(link.server_id)), sent)
+        except ResponseError as error:
+            self._answered_wrongly(request, link, error.at(**request.where(link.server_id)), sent)
         except SonicError as error:
             self._end(job, error.at(**request.where(link.server_id)))
         except Exception as error:  # noqa: BLE001 - whatever it is, the reader must not wait for ever
@@ -230,15 +244,45 @@ class Dispatcher:
         job.last_error = fault.error
         if job.done:
             return
-        if fault.retry == "never" or (fault.retry == "once" and request.asked_once_more):
+        if fault.retry == "never" or request.suspected >= ASKED.get(fault.retry, sys.maxsize):
             self._end(job, fault.error)
             return
-        request.asked_once_more |= fault.retry == "once"
+        request.suspected += fault.retry in ASKED
         request.timed_out += fault.status == "DEADLINE_EXCEEDED"
         request.failed_on.add(link.server_id)
         request.not_before = now + backoff(request.attempts - 1, self._rng) if request.attempts > 1 else 0.0
         link.failed(job.key, sent=sent, now=now, rng=self._rng)
         self._lanes.setdefault(job.key, Lane()).again.append(request)
+
+    def _answered_wrongly(self, request: Request, link: Link, error: SonicError, sent: float) -> None:
+        """Put the server aside; ask another one, if there is one."""
+        job = request.job
+        assert isinstance(error, ResponseError)
+        link.put_aside(job.key, now=time.monotonic())
+        job.call.ledger.note(f"Server {link.server_id} was put aside: {error.message}")
+        tried = {*request.failed_on, link.server_id}
+        if any(x.server_id not in tried and job.key in x.offers for x in self._links.values()):
+            self._failed(request, link, Fault(error, "elsewhere", "WRONG_ANSWER"), sent)
+        elif not job.done:
+            self._end(job, error)
+
+    def _check_stranded(self) -> None:
+        """Give calls a while whose servers are all gone, where others serve something that does not fit."""
+        for job in self._jobs:
+            links = [link for link in self._links.values() if job.key in link.offers]
+            strange = [link for link in links if not job.accepts(link.offers[job.key])]
+            if strange and len(strange) == len(links):
+                if job.stranded is None:
+                    error = job.mismatch(strange[0].server_id, strange[0].offers[job.key])
+                    job.stranded = asyncio.get_running_loop().call_later(STRANDED_S, self._end, job, error)
+            elif job.stranded is not None:
+                job.stranded.cancel()
+                job.stranded = None
+
+    def _may_wait(self, job: Job) -> bool:
+        """Return whether a call may outlast its deadline: until there is a server, or the owner gives the pool up."""
+        fallback = self._ref.fallback
+        return bool(fallback and fallback.patient) and not any(job.key in x.offers for x in self._links.values())
 
     def _end(self, job: Job, error: SonicError) -> None:
         self._jobs.discard(job)
@@ -258,22 +302,24 @@ class Dispatcher:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _arm(self, job: Job) -> None:
-        delay = max(0.0, job.deadline - time.monotonic())
-        job.timer = asyncio.get_running_loop().call_later(delay, self._expire, job)
-
-    def _expire(self, job: Job) -> None:
-        self._jobs.discard(job)
-        job.expire(states(self._table))
-
     def _wake_at(self, when: float) -> None:
-        loop = asyncio.get_running_loop()
-        at = loop.time() + max(0.0, when - time.monotonic())
-        if self._wake is None or at < self._wake.when():
-            if self._wake is not None:
-                self._wake.cancel()
-            self._wake = loop.call_at(at, self._woken)
+        """Look again at that time, in seconds of the monotonic clock; one timer serves all calls."""
+        if self._wake is not None:
+            if self._wakes_at <= when:
+                return
+            self._wake.cancel()
+        self._wakes_at = when
+        self._wake = asyncio.get_running_loop().call_later(max(0.0, when - time.monotonic()), self._woken)
 
     def _woken(self) -> None:
         self._wake = None
+        now = time.monotonic()
+        for job in [job for job in self._jobs if job.deadline <= now]:
+            if self._may_wait(job):
+                job.deadline = now + STRANDED_S
+            else:
+                self._jobs.discard(job)
+                job.expire(states(self._table))
+        if self._jobs:
+            self._wake_at(min(job.deadline for job in self._jobs))
         self._pump()

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from sonic_parsl.client.retry import backoff
 from sonic_parsl.errors import PoolError, PoolLostError
-from sonic_parsl.protocol import LEASE_S, PoolRef, ServerTable
+from sonic_parsl.poolref import PoolRef
+from sonic_parsl.protocol import LEASE_S, ServerTable
 from sonic_parsl.rpc import RegistryStub
 
 GRACE_S = LEASE_S + 5.0

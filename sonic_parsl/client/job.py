@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 
 from sonic_parsl.client.call import Call
-from sonic_parsl.client.requests import Gather, split
-from sonic_parsl.client.table import ModelKey, key_of
-from sonic_parsl.errors import DeadlineError, InferenceError, SonicError
+from sonic_parsl.client.requests import Gather, count_nans, split
+from sonic_parsl.client.table import ModelKey, Offer, key_of
+from sonic_parsl.errors import DeadlineError, InferenceError, ModelMismatchError, SonicError
 from sonic_parsl.kserve import DTYPES, Array, pack, unpack
 from sonic_parsl.protocol import ServedModel
+
+_serials = itertools.count(1)
 
 
 @dataclass(eq=False)
@@ -26,7 +29,7 @@ class Request:
     nbytes: int
     attempts: int = 0
     timed_out: int = 0
-    asked_once_more: bool = False
+    suspected: int = 0
     not_before: float = 0.0
     last_server: str | None = None
     failed_on: set[str] = field(default_factory=set)
@@ -42,17 +45,23 @@ class Request:
         """Number and count, as errors and the server's log tell it."""
         return f"{self.number}/{self.job.count}"
 
+    @property
+    def id(self) -> str:
+        """Its name among all requests of this process, which the answer has to bear."""
+        return f"{self.job.serial}:{self.label}"
+
     def pack(self) -> bytes:
         """Return it as bytes."""
         job = self.job
         tensors = {name: array[self.rows] for name, array in job.tensors.items()} if job.split else job.tensors
-        return pack(job.model.name, job.model.version, tensors, job.outputs, request_id=self.label)
+        return pack(job.model.name, job.model.version, tensors, job.outputs, request_id=self.id)
 
     def take(self, answer: bytes) -> None:
         """Put the answer in its place."""
         job = self.job
-        outputs = unpack(answer, job.outputs, rows=self.row_count if job.model.max_batch_size else None)
-        job.gather.place(self.rows, outputs, numeric_kind=job.numeric_kind or "")
+        rows = self.row_count if job.model.max_batch_size else None
+        outputs = unpack(answer, job.outputs, rows=rows, model=job.model.name, request_id=self.id)
+        job.gather.place(self.rows, outputs, numeric_kind=job.offer.numeric_kind if job.offer else "")
 
     def where(self, server_id: str) -> dict[str, object]:
         """Return what an error says of it."""
@@ -64,6 +73,8 @@ class Job:
 
     Attributes
     ----------
+    offer, first_server
+        What the server of its first request offered, and which it was: the others' must be alike.
     done
         True when the reader has its outcome, or wants none.
     """
@@ -74,15 +85,17 @@ class Job:
         self.key: ModelKey = key_of(self.model)
         self.outputs = tuple(spec.name for spec in self.model.outputs)
         self.tensors = tensors
-        self.gather = Gather(self.model.outputs, parts)
+        self.gather = Gather(self.model.outputs, parts, batched=self.model.max_batch_size > 0)
+        self.serial = next(_serials)
         self.deadline = deadline
         self.count = len(parts)
         self.split = len(parts) > 1
         self.attempts = 0
         self.done = False
-        self.numeric_kind: str | None = None
+        self.offer: Offer | None = None
+        self.first_server = ""
         self.last_error: SonicError | None = None
-        self.timer: asyncio.TimerHandle | None = None
+        self.stranded: asyncio.TimerHandle | None = None
         size = row_bytes(self.model, tensors, call.ledger.rows)
         self.waiting = deque(Request(self, i, part, size * (part.stop - part.start)) for i, part in enumerate(parts, 1))
         self.in_flight: set[Request] = set()
@@ -97,13 +110,33 @@ class Job:
         self.attempts += 1
         self.in_flight.add(request)
 
+    def accepts(self, offer: Offer) -> bool:
+        """Return whether a server that offers this may answer some of its requests."""
+        return self.offer is None or self.offer == offer
+
+    def settle_on(self, offer: Offer, server_id: str) -> None:
+        """Note which server got its first request."""
+        if self.offer is None:
+            self.offer, self.first_server = offer, server_id
+            self.call.ledger.numeric_kind = offer.numeric_kind
+
     def complete(self) -> None:
         """Give the reader the result."""
-        self._end(self.gather.result())
+        outputs = self.gather.result()
+        self.call.ledger.nans = count_nans(outputs)
+        self._end(outputs)
 
     def fail(self, error: SonicError) -> None:
         """Give the reader an error, and let go what is in flight."""
         self._end(error.at(**self.call.context))
+
+    def mismatch(self, server_id: str, offer: Offer) -> ModelMismatchError:
+        """Return the error where only a server is left whose answers would not mix with those that are there."""
+        return ModelMismatchError(
+            f"The call began on server {self.first_server} ({self.offer}), which is gone; server {server_id} has "
+            f"{offer}, and what they answer does not mix.",
+            hint="Ask again: a new call may use the other one. A second server of each group avoids this.",
+        )
 
     def discard(self) -> None:
         """Let go what is in flight; the reader wants it no more."""
@@ -126,8 +159,8 @@ class Job:
 
     def _release(self) -> None:
         self.done = True
-        if self.timer:
-            self.timer.cancel()
+        if self.stranded:
+            self.stranded.cancel()
         for request in tuple(self.in_flight):
             if request.task and request.task is not asyncio.current_task():
                 request.task.cancel()

@@ -6,19 +6,24 @@ import random
 
 from sonic_parsl.client.job import Request
 from sonic_parsl.client.retry import backoff
-from sonic_parsl.client.table import ModelKey, key_of
+from sonic_parsl.client.table import ModelKey, Offer, key_of
 from sonic_parsl.kserve import KServe
+from sonic_parsl.poolref import PoolRef
 from sonic_parsl.protocol import ServerEntry
 
 MAX_REQUESTS_IN_FLIGHT = 16
 """To one server: enough to hide the way there and back; more would only queue there."""
 
+PUT_ASIDE_S = 60.0
+"""How long a server that answered wrongly is asked nothing; then one request shows whether that has changed."""
+
 
 class Link:
     """The way to one server. Used in the event loop only."""
 
-    def __init__(self, entry: ServerEntry) -> None:
+    def __init__(self, entry: ServerEntry, ref: PoolRef) -> None:
         self.server_id = entry.info.id
+        self._ref = ref
         self.update(entry)
         self.rows_in_flight = 0
         self.in_flight: set[Request] = set()
@@ -27,15 +32,15 @@ class Link:
 
     def update(self, entry: ServerEntry) -> None:
         """Take over what the table says."""
-        self.address = entry.info.address  # a server that starts has none yet
+        self._info = entry.info  # a server that starts has no address yet
         models = entry.info.models if entry.state == "ready" else ()
-        self.kinds: dict[ModelKey, str] = {key_of(model): model.numeric_kind for model in models}
+        self.offers: dict[ModelKey, Offer] = {key_of(model): Offer.of(model) for model in models}
 
     @property
     def kserve(self) -> KServe:
         """The connection, made when first used."""
         if self._kserve is None:
-            self._kserve = KServe(self.address)
+            self._kserve = KServe(self._ref.server(self._info))
         return self._kserve
 
     def full(self, key: ModelKey) -> bool:
@@ -69,6 +74,11 @@ class Link:
         if sent >= failed_at:  # what was in flight together fails together and counts once
             failures, failed_at, until = failures + 1, now, now + backoff(failures + 1, rng)
         self._rests[key] = (failures, failed_at, until)
+
+    def put_aside(self, key: ModelKey, *, now: float) -> None:
+        """Let it rest for long: who answers wrongly once will do so again."""
+        failures, _, _ = self._rests.get(key, (0, 0.0, 0.0))
+        self._rests[key] = (failures + 1, now, now + PUT_ASIDE_S)
 
     async def close(self) -> None:
         """Close the connection."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from sonic_parsl.client.latency import merge
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ServerShare:
     """What one server did for a call.
 
@@ -25,7 +25,7 @@ class ServerShare:
     latencies: dict[int, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CallRecord:
     """One call, or several of one model merged.
 
@@ -39,10 +39,18 @@ class CallRecord:
         Attempts after the first, their rows, and how many of them went to another server.
     rows_padded
         Always 0: nothing is padded.
+    nans
+        How many numbers of its outputs are no numbers (NaN).
     waiting_s
         How long readers were blocked.
     servers
         What each server did, by its id.
+    source_digest
+        What the model was made from; empty where nobody said.
+    fallback
+        True where the asking process computed it, and no server.
+    notes
+        What went wrong without making it fail.
     error
         Why it failed; None where it did not.
     read
@@ -59,22 +67,26 @@ class CallRecord:
     rows_retried: int = 0
     failovers: int = 0
     rows_padded: int = 0
+    nans: int = 0
     waiting_s: float = 0.0
     servers: dict[str, ServerShare] = field(default_factory=dict)
     numeric_kind: str = ""
+    source_digest: str = ""
+    fallback: bool = False
+    notes: tuple[str, ...] = ()
     error: str | None = None
     read: bool = False
     calls: int = 1
 
 
-_COUNTS = ("rows", "requests", "retries", "rows_retried", "failovers", "rows_padded", "waiting_s", "calls")
+_COUNTS = ("rows", "requests", "retries", "rows_retried", "failovers", "rows_padded", "nans", "waiting_s", "calls")
 
 
 def merged(records: Iterable[CallRecord]) -> tuple[CallRecord, ...]:
-    """Return one record for each model, version, kind, error and whether it was read."""
+    """Return one record for each model, version, kind, way, error and whether it was read."""
     groups: dict[tuple[object, ...], list[CallRecord]] = {}
     for record in records:
-        key = (record.model, record.version, record.numeric_kind, record.error, record.read)
+        key = (record.model, record.version, record.numeric_kind, record.fallback, record.error, record.read)
         groups.setdefault(key, []).append(record)
     return tuple(_sum(group) for group in groups.values())
 
@@ -90,6 +102,9 @@ def _sum(group: list[CallRecord]) -> CallRecord:
         **counts,
         servers=servers,
         numeric_kind=first.numeric_kind,
+        source_digest=first.source_digest,
+        fallback=first.fallback,
+        notes=tuple(dict.fromkeys(note for record in group for note in record.notes)),
         error=first.error,
         read=first.read,
     )

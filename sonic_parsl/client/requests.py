@@ -7,12 +7,31 @@ from itertools import pairwise
 
 import numpy as np
 
-from sonic_parsl.errors import ResponseError
+from sonic_parsl.errors import InputError, ResponseError
 from sonic_parsl.kserve import DTYPES, Array
-from sonic_parsl.protocol import TensorSpec
+from sonic_parsl.protocol import ServedModel, TensorSpec
 
 MAX_REQUEST_BYTES = 64 * 2**20
 """Larger requests cost latency and memory on both sides and gain no throughput."""
+
+GIL_KEPT_BYTES = 2**20
+"""Larger arrays are copied by numpy, which lets other threads run; for smaller ones, getting back costs more."""
+
+
+def check_inputs(model: ServedModel, tensors: Mapping[str, Array], rows: int) -> None:
+    """Check that tensors have the names of a model's inputs, and so many rows.
+
+    Raises
+    ------
+    InputError
+        They do not.
+    """
+    names = [spec.name for spec in model.inputs]
+    if sorted(tensors) != sorted(names):
+        raise InputError(f"The model's inputs are {names}, given were {list(tensors)}.", model=model.name)
+    for name, array in tensors.items():
+        if model.max_batch_size and array.shape[:1] != (rows,):
+            raise InputError(f"Input '{name}' has shape {array.shape}, expected were {rows} rows.", model=model.name)
 
 
 def split(rows: int, bytes_per_row: int, max_batch_size: int, max_bytes: int = MAX_REQUEST_BYTES) -> list[slice]:
@@ -55,10 +74,14 @@ class Gather:
         The model's outputs: their types are checked.
     parts
         What :func:`split` returned.
+    batched
+        Whether the model has a batch dimension, which its shapes do not tell of.
     """
 
-    def __init__(self, specs: Sequence[TensorSpec], parts: Sequence[slice]) -> None:
+    def __init__(self, specs: Sequence[TensorSpec], parts: Sequence[slice], *, batched: bool) -> None:
         self._dtypes = {spec.name: DTYPES.get(spec.datatype) for spec in specs}
+        self._shapes = {spec.name: spec.shape for spec in specs}
+        self._batched = batched
         self._missing = {part.start: part.stop for part in parts}
         self._single = len(parts) == 1
         self._rows = parts[-1].stop if parts else 0
@@ -108,6 +131,9 @@ class Gather:
         for name, array in outputs.items():
             if array.dtype != self._dtypes[name]:
                 raise ResponseError(f"Output '{name}' came as {array.dtype}, the model promises {self._dtypes[name]}.")
+            shape, promised = array.shape[self._batched :], self._shapes[name]
+            if len(shape) != len(promised) or any(p not in {-1, s} for s, p in zip(shape, promised, strict=True)):
+                raise ResponseError(f"Output '{name}' has shape {shape} in each row, the model promises {promised}.")
         if self._numeric_kind not in {None, numeric_kind}:
             raise ResponseError(f"A call was answered in {self._numeric_kind} and in {numeric_kind}: they do not mix.")
 
@@ -121,6 +147,22 @@ class Gather:
             place[...] = array
 
 
+def count_nans(outputs: Mapping[str, Array]) -> int:
+    """Return how many numbers of a call's outputs are not numbers (NaN)."""
+    return sum(_nans(array) for array in outputs.values() if array.dtype.kind == "f" and array.size)
+
+
+def _nans(array: Array) -> int:
+    with np.errstate(invalid="ignore"):
+        if not np.isnan(array.min()):  # which a single NaN makes NaN: much faster than looking at each
+            return 0
+    return int(np.count_nonzero(np.isnan(array)))
+
+
 def _aligned(array: Array) -> Array:
     # A response starts its tensors anywhere; readers in compiled code may count on alignment.
-    return array if array.flags.aligned else array.copy()
+    if array.flags.aligned:
+        return array
+    if array.nbytes > GIL_KEPT_BYTES:
+        return array.copy()
+    return np.frombuffer(bytes(array.data), array.dtype).reshape(array.shape)

@@ -13,13 +13,13 @@ from typing_extensions import override
 
 from sonic_parsl.client.call import Call, Ledger
 from sonic_parsl.client.records import CallRecord, merged
-from sonic_parsl.protocol import PoolRef
+from sonic_parsl.poolref import PoolRef
 
 KEPT_CALLS = 1000
 """So many calls outside of chunks are told one by one; older ones are told as sums."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """A chunk of events, as coffea names it."""
 

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import math
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from sonic_parsl.client.call import Call, Ledger
 from sonic_parsl.client.dispatch import Dispatcher
 from sonic_parsl.client.follow import GRACE_S, follow
 from sonic_parsl.client.forks import wait_for_grpc_threads
 from sonic_parsl.client.job import Job, parts_of
-from sonic_parsl.client.requests import empty
+from sonic_parsl.client.local import Local
+from sonic_parsl.client.requests import check_inputs, empty
 from sonic_parsl.client.scope import current_pool, current_scope
-from sonic_parsl.client.table import find_model, states
-from sonic_parsl.errors import DeadlineError, InputError, PoolError, PoolLostError
+from sonic_parsl.client.table import check_same, find_model, server_of, states
+from sonic_parsl.errors import DeadlineError, PoolError, PoolLostError
 from sonic_parsl.kserve import Array
-from sonic_parsl.protocol import PoolRef, ServedModel, ServerTable
+from sonic_parsl.poolref import PoolRef
+from sonic_parsl.protocol import ServedModel, ServerEntry, ServerTable
 
 DEADLINE_S = 300.0
 """What a call gets when nobody says otherwise."""
@@ -44,12 +48,15 @@ class Session:
     def __init__(self, ref: PoolRef, *, grace_s: float = GRACE_S) -> None:
         self.ref = ref
         self._grace_s = grace_s
-        self._dispatcher = Dispatcher()
+        self._dispatcher = Dispatcher(ref, self._give_up)
+        self._local = None if ref.fallback is None else Local(ref.fallback)
         self._table: ServerTable | None = None
+        self._seen: dict[str, ServerEntry] = {}
         self._problem: PoolError | None = None
         self._closed = False
         self._resume = False
         self._woken = False
+        self._used: dict[tuple[str, str], tuple[ServedModel, str]] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._new_locks()
@@ -74,20 +81,38 @@ class Session:
             The pool is lost or refuses this process.
         """
         self._ensure_running()
-        end = time.monotonic() + deadline_s
+        end = math.inf if self.ref.fallback and self.ref.fallback.patient else time.monotonic() + deadline_s
         with self._changed:
-            while True:
-                if self._problem:
-                    raise self._problem.at(model=name)
+            while self._problem is None:
                 found = find_model(self._table, name, version=version, tags=tags) if self._table else None
                 if found:
+                    self._check_same_as_before(found)
                     return found
-                if not self._changed.wait(max(0.0, end - time.monotonic())) and time.monotonic() >= end:
+                left_s = min(max(0.0, end - time.monotonic()), threading.TIMEOUT_MAX)
+                if not self._changed.wait(left_s) and time.monotonic() >= end:
                     raise DeadlineError(
                         f"No server with the model came up within {deadline_s:g} s: {states(self._table)}.",
                         hint="Look at the batch system's queue and the servers' logs.",
                         model=name,
                     )
+            problem = self._problem
+        return self._served_here(problem, name, version, tags)
+
+    def _served_here(self, problem: PoolError, name: str, version: str | None, tags: Collection[str]) -> ServedModel:
+        """Return what this process offers in place of a pool that is lost."""
+        if self._local is None or not isinstance(problem, PoolLostError):
+            raise problem.at(model=name)
+        found = self._local.served(name, version=version, tags=tags, why=problem)
+        before, server = self._used.setdefault((found.name, found.version), (found, ""))
+        self._local.check(found, before, server)
+        return found
+
+    def _check_same_as_before(self, model: ServedModel) -> None:
+        """Refuse a model that is not what this process was answered by under the same name before."""
+        assert self._table is not None
+        server = server_of(self._table, model)
+        before, its_server = self._used.setdefault((model.name, model.version), (model, server))
+        check_same(before, its_server, model, server)
 
     def submit(
         self, model: ServedModel, tensors: Mapping[str, Array], *, rows: int, deadline_s: float = DEADLINE_S
@@ -111,7 +136,7 @@ class Session:
         InputError
             The tensors are not those of the model, or have another number of rows.
         """
-        _check(model, tensors, rows)
+        check_inputs(model, tensors, rows)
         scope = current_scope()
         parts = parts_of(model, tensors, rows)
         call = Call(Ledger(model, rows, len(parts)), str(scope.chunk) if scope.chunk else None)
@@ -120,9 +145,7 @@ class Session:
             call.finish(empty(model.outputs))
             return call
         job = Job(call, dict(tensors), parts, deadline=time.monotonic() + deadline_s)
-        call.add_done_callback(
-            lambda _: self._post(lambda: self._dispatcher.discard(job)) if call.cancelled() else None
-        )
+        call.add_done_callback(lambda _: self._ended(job))
         scope.add(call)
         self._ensure_running()
         self._post(lambda: self._dispatcher.add(job))
@@ -133,6 +156,32 @@ class Session:
         """The last table; None before the first one."""
         return self._table
 
+    @property
+    def seen(self) -> tuple[ServerEntry, ...]:
+        """Every server there was since the session began, as last seen."""
+        return tuple(self._seen.values())
+
+    def table_now(self) -> ServerTable:
+        """Return the last table; one that says why where the pool is lost, an empty one before the first."""
+        table = self._table or ServerTable(run_id=self.ref.run_id, generation=0)
+        return table if self._problem is None else replace(table, lost=table.lost or str(self._problem))
+
+    def wait_for(self, condition: Callable[[ServerTable], bool], timeout_s: float) -> bool:
+        """Wait until the table fulfils `condition`; return whether it does."""
+        self._ensure_running()
+        with self._changed:
+            return self._changed.wait_for(lambda: condition(self.table_now()), timeout_s)
+
+    @property
+    def falls_back(self) -> bool:
+        """Whether calls are computed in this process: the pool is lost, and its owner allows it."""
+        return self._local is not None and isinstance(self._problem, PoolLostError)
+
+    @property
+    def problem(self) -> PoolError | None:
+        """Why no call can succeed now; None where one may."""
+        return self._problem
+
     def close(self) -> None:
         """End the session: pending calls fail, the thread and all connections end."""
         with self._lock:
@@ -140,6 +189,8 @@ class Session:
             self._stop_thread()
         self._on_lost(_closed())
         self._drain_inbox()
+        if self._local is not None:
+            self._local.close(_closed())
 
     # Forks ------------------------------------------------------------------------
 
@@ -160,6 +211,8 @@ class Session:
     def after_fork_in_child(self) -> None:
         """Drop the parent's calls and locks; the first call here starts a thread."""
         self._dispatcher.forget()
+        if self._local is not None:
+            self._local.forget()
         self._inbox.clear()
         self._new_locks()
 
@@ -222,6 +275,19 @@ class Session:
         if self._closed:
             self._drain_inbox()
 
+    def _ended(self, job: Job) -> None:
+        """Drop a call that its reader cancelled; this runs in the reader's thread then, otherwise in the loop.
+
+        A job that was given up is done before its call, which ends in another thread.
+        """
+        if job.call.cancelled():
+            self._post(lambda: self._dispatcher.discard(job))
+        elif not job.done and self._loop is not None and not self._woken:
+            # Who gets an answer often has the next call: the loop looks for it before it sleeps, since
+            # waking it costs more than sending.
+            self._woken = True
+            self._loop.call_soon(self._drain_inbox)
+
     def _drain_inbox(self) -> None:
         self._woken = False
         while True:
@@ -239,6 +305,7 @@ class Session:
         self._dispatcher.update(table)
         with self._changed:
             self._table, self._problem = table, None
+            self._seen.update({entry.info.id: entry for entry in table.servers})
             self._changed.notify_all()
 
     def _on_lost(self, problem: PoolError) -> None:
@@ -247,18 +314,15 @@ class Session:
             self._problem = problem
             self._changed.notify_all()
 
+    def _give_up(self, job: Job, problem: PoolError) -> None:
+        if self._local is not None and isinstance(problem, PoolLostError):
+            self._local.take(job, problem)
+        else:
+            job.fail(problem)
+
 
 def _closed() -> PoolError:
     return PoolError("The session with the pool was closed.")
-
-
-def _check(model: ServedModel, tensors: Mapping[str, Array], rows: int) -> None:
-    names = [spec.name for spec in model.inputs]
-    if sorted(tensors) != sorted(names):
-        raise InputError(f"The model's inputs are {names}, given were {list(tensors)}.", model=model.name)
-    for name, array in tensors.items():
-        if model.max_batch_size and array.shape[:1] != (rows,):
-            raise InputError(f"Input '{name}' has shape {array.shape}, expected were {rows} rows.", model=model.name)
 
 
 # One session for each pool -------------------------------------------------
@@ -280,6 +344,19 @@ def session(ref: PoolRef | None = None) -> Session:
         if ref.run_id not in _sessions:
             _sessions[ref.run_id] = Session(ref)
         return _sessions[ref.run_id]
+
+
+def raise_if_lost(ref: PoolRef) -> None:
+    """Raise why this process has lost the pool, if it has and cannot do without; contacts nobody.
+
+    Raises
+    ------
+    PoolError
+        The pool is lost.
+    """
+    found = _sessions.get(ref.run_id)
+    if found is not None and found.problem is not None and not found.falls_back:
+        raise found.problem.at()
 
 
 def close_session(ref: PoolRef) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -15,6 +16,9 @@ from sonic_parsl.errors import InputError
 
 Array = npt.NDArray[Any]
 Layout: TypeAlias = Any  # ak.contents.Content; awkward has no types
+
+NEAR, KNOWN = 5, 20
+"""So many names close to a wrong one are told, or so many of all where none is close."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,13 @@ def locate(rows: Rows, name: str) -> tuple[list[Layout], Layout]:
 
 def _no_field(name: str, walked: list[str], layout: Layout) -> InputError:
     where = f"Field '{'.'.join(walked)}'" if walked else "The array"
-    known = ", ".join(layout.fields) or f"only {_kind(layout)}"
+    part = name.split(".")[len(walked)]
+    near = difflib.get_close_matches(part, layout.fields, n=NEAR)
+    more = ", ..." if len(layout.fields) > KNOWN else ""
+    known = ", ".join(layout.fields[:KNOWN]) + more or f"only {_kind(layout)}"
     return InputError(
-        f"{where} has no field '{name.split('.')[len(walked)]}', wanted as '{name}'; it has: {known}.",
+        f"{where} has no field '{part}', wanted as '{name}'; "
+        + (f"near it are: {', '.join(near)}." if near else f"it has: {known}."),
         hint="A computed property must first be stored: jets['name'] = jets.name.",
     )
 

@@ -5,44 +5,51 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import subprocess
-import sys
+import stat
 import tempfile
 import threading
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from typing_extensions import Self, override
 
-from sonic_parsl.client.scope import Scope, set_default_pool
-from sonic_parsl.client.session import close_session
-from sonic_parsl.errors import PoolError, PoolLostError
-from sonic_parsl.pool.pipe import from_line, to_line
-from sonic_parsl.ports import PortRange
+from sonic_parsl.credentials import Credentials, block_name, client_name, registry_name
+from sonic_parsl.errors import ConfigError, PoolError
+from sonic_parsl.pool.authority import CertificateAuthority
+from sonic_parsl.pool.numerics import check_one_kind, fallback_of
+from sonic_parsl.pool.process import Event, RegistryProcess
+from sonic_parsl.pool.prospects import Prospects
+from sonic_parsl.pool.spec import RegistrySpec, seen_of
+from sonic_parsl.pool.view import PoolView
+from sonic_parsl.poolref import Fallback, PoolRef, StaticServer
+from sonic_parsl.ports import PortRange, is_loopback
 from sonic_parsl.protocol import (
-    POOL_ENV,
-    Credentials,
+    BlockEntry,
+    Blocks,
     Departure,
     Drain,
     Listening,
     Lose,
-    PoolRef,
-    RegistrySpec,
     ServerEntry,
     ServerTable,
 )
+from sonic_parsl.repository import ModelFolder
 
 logger = logging.getLogger(__name__)
 
+Security = Literal["tls", "none"]
+
 REGISTRY_START_S = 30.0
 """Long enough to import gRPC from a cold, shared file system."""
-REGISTRY_STOP_S = 5.0
+MAX_RESTARTS, RESTART_WINDOW_S = 5, 600.0
+"""A registry that ends again and again has a reason that starting it once more does not mend."""
 
 
-class ServerPool:
+class ServerPool(PoolView):
     """A pool of inference servers: this process decides, a registry process beside it knows who serves.
 
     Server groups come in as :class:`~sonic_parsl.executors.ServerExecutor` of a Parsl configuration.
@@ -57,6 +64,27 @@ class ServerPool:
     run_dir
         Folder for the pool's files, seen by all nodes, made with mode 0700;
         a new one in the user's temporary folder by default.
+    security
+        ``tls``: an authority made for this run signs a certificate for each block and one for the workers,
+        and registry and servers let in nobody else. ``none``, on the loopback address only: everybody on
+        this machine gets in.
+    static
+        Servers that somebody else runs.
+    fallback
+        ``cpu``: once the pool is lost, processes that ask it compute ONNX models themselves, with ONNX Runtime on
+        one core each, and say so in their records. None: their calls fail.
+    mix_numerics
+        Whether one model may count in several ways in one run, such as ``fp16`` on servers and ``fp32`` without.
+
+    Attributes
+    ----------
+    departures
+        Servers that left, and why.
+
+    Raises
+    ------
+    ConfigError
+        `security` is ``none``, and `address` can be reached from other machines.
     """
 
     def __init__(
@@ -65,20 +93,33 @@ class ServerPool:
         address: str = "127.0.0.1",
         port_range: PortRange | None = None,
         run_dir: Path | None = None,
+        security: Security = "tls",
+        static: Sequence[StaticServer] = (),
+        fallback: Literal["cpu"] | None = None,
+        mix_numerics: bool = False,
     ) -> None:
+        super().__init__()
         self.address = address
         self.port_range = port_range
+        self.security = security
+        self.static = tuple(static)
+        self.fallback = fallback
+        self.mix_numerics = mix_numerics
         self.run_id = uuid.uuid4().hex[:12]
         self.run_dir = Path(run_dir or Path(tempfile.gettempdir()) / f"sonic-parsl-{self.run_id}").absolute()
         self.departures: list[Departure] = []
-        self.own_calls = Scope()
+        self.prospects = Prospects()
         self._table = ServerTable(run_id=self.run_id, generation=0)
         self._seen: dict[str, ServerEntry] = {}
+        self._blocks: dict[str, tuple[BlockEntry, ...]] = {}
         self._ref: PoolRef | None = None
-        self._registry: subprocess.Popen[bytes] | None = None
-        self._reader: threading.Thread | None = None
-        self._news = threading.Condition()
+        self._registry: RegistryProcess | None = None
+        self._authority: CertificateAuthority | None = None
+        self._restarts: list[float] = []
+        self._news = threading.Condition(threading.RLock())
         self._members: set[object] = set()
+        self._claims: dict[str, tuple[ModelFolder, ...]] = {}
+        self.check_address(address)
 
     @override
     def __repr__(self) -> str:
@@ -91,21 +132,36 @@ class ServerPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def check_address(self, address: str | None) -> None:
+        """Refuse to listen at an address that others can reach, where the pool has no security.
+
+        Raises
+        ------
+        ConfigError
+            It is such an address.
+        """
+        if self.security == "none" and address is not None and not is_loopback(address):
+            raise ConfigError(
+                f"A pool without security cannot listen at {address}: other machines reach that address.",
+                hint="Leave out `security: none`, or use the address 127.0.0.1.",
+            )
+
     # What it knows ------------------------------------------------------------
 
     @property
+    @override
     def table(self) -> ServerTable:
-        """Who serves now."""
         return self._table
 
     @property
+    @override
     def servers(self) -> tuple[ServerEntry, ...]:
-        """Every server there was, as last seen."""
         return tuple(self._seen.values())
 
     @property
+    @override
     def ref(self) -> PoolRef:
-        """How workers and agents find the pool.
+        """How workers find the pool.
 
         Raises
         ------
@@ -117,56 +173,47 @@ class ServerPool:
         return self._ref
 
     @property
+    @override
     def ref_path(self) -> Path:
-        """The 0600 file that holds :attr:`ref` while the pool is up."""
         return self.run_dir / "pool.json"
 
-    @property
-    def worker_init(self) -> str:
-        """Shell line that tells workers of the pool, for a provider's ``worker_init``."""
-        return f"export {POOL_ENV}={self.ref_path}"
+    @override
+    def wait_for(self, condition: Callable[[ServerTable], bool], timeout_s: float) -> bool:
+        return self._wait(lambda: condition(self._table), timeout_s)
 
     # Its life -----------------------------------------------------------------
 
+    @override
     def start(self) -> None:
         """Start the registry; does nothing when it runs.
 
         Raises
         ------
+        ConfigError
+            Others can write to the pool's folder.
         PoolError
             The registry does not come up.
         """
         if self._registry is not None:
             return
         # What an earlier registry said is no longer true.
-        self._table, self.departures = ServerTable(run_id=self.run_id, generation=0), []
-        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        credentials = Credentials.new()
-        self._registry = subprocess.Popen(
-            [sys.executable, "-m", "sonic_parsl.pool.registry"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            # Ctrl-C in a terminal is for the driver; the registry ends when the pipe closes.
-            start_new_session=True,
-        )
-        self._reader = threading.Thread(target=self._listen, args=(credentials,), name="sonic-parsl-pool", daemon=True)
-        self._reader.start()
-        self._send(
-            RegistrySpec(
-                run_id=self.run_id,
-                address=self.address,
-                credentials=credentials,
-                port_range=self.port_range,
-            )
-        )
+        self._table, self._blocks, self.departures = ServerTable(run_id=self.run_id, generation=0), {}, []
+        self._make_run_dir()
+        self._authority = CertificateAuthority(self.run_id) if self.security == "tls" else None
+        with self._news:
+            self._launch(port=None, table=None)
         if not self._wait(lambda: self._ref is not None or self._table.lost is not None, REGISTRY_START_S):
             self.lose(f"the registry did not start within {REGISTRY_START_S:g} s")
         if self._ref is None:
             reason = self._table.lost
             self.close()
             raise PoolError(f"The pool's registry did not start: {reason}.")
-        os.environ[POOL_ENV] = str(self.ref_path)
-        self.own_calls = set_default_pool(self._ref)
+        try:
+            self._ref.write(self.ref_path)
+        except PoolError:
+            self.close()
+            raise
+        self._tell_this_process()
 
     def join(self, member: object) -> None:
         """Note that `member` needs the pool; starts it."""
@@ -179,126 +226,174 @@ class ServerPool:
         if not self._members:
             self.close()
 
+    @override
     def close(self) -> None:
         """End the registry and remove the pool's files; may be called twice."""
-        registry, self._registry = self._registry, None
+        with self._news:
+            registry, self._registry = self._registry, None
         if registry is None:
             return
-        set_default_pool(None)
         ref, self._ref = self._ref, None
-        if ref is not None:
-            close_session(ref)
-        if os.environ.get(POOL_ENV) == str(self.ref_path):
-            del os.environ[POOL_ENV]
-        assert registry.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # what it could not be told
-            registry.stdin.close()
-        try:
-            registry.wait(REGISTRY_STOP_S)
-        except subprocess.TimeoutExpired:
-            registry.kill()
-            registry.wait()
-        if self._reader is not None:
-            self._reader.join()
-        assert registry.stdout is not None
-        registry.stdout.close()
-        self._remove_files()
-
-    # What it does -------------------------------------------------------------
-
-    def wait_ready(self, servers: int = 1, *, timeout_s: float) -> ServerTable:
-        """Wait until at least `servers` servers are ready.
-
-        Raises
-        ------
-        PoolLostError
-            The pool was lost meanwhile, or the time is over.
-        """
-        ready = self._wait(lambda: len(self._table.ready) >= servers or self._table.lost is not None, timeout_s)
-        if self._table.lost is not None:
-            raise PoolLostError(f"The pool is lost: {self._table.lost}.")
-        if not ready:
-            states = [f"{entry.info.id} {entry.state}" for entry in self._table.servers] or ["none joined"]
-            raise PoolLostError(
-                f"{len(self._table.ready)} of {servers} servers are ready after {timeout_s:g} s: {', '.join(states)}.",
-                hint="Raise start-timeout, or look at the batch system's queue.",
-            )
-        return self._table
-
-    def drain(self, server_id: str, reason: str) -> None:
-        """Let a server finish what it has and end."""
-        self._send(Drain(server_id=server_id, reason=reason))
-
-    def lose(self, reason: str) -> None:
-        """Give the pool up: everything that waits for it fails now."""
-        logger.error("The pool is lost: %s", reason)
-        self._send(Lose(reason=reason))
-        with self._news:
-            self._set_lost(reason)
-            self._news.notify_all()
-
-    def wait_for(self, condition: Callable[[ServerTable], bool], timeout_s: float) -> bool:
-        """Wait until the table fulfils `condition`; return whether it does."""
-        return self._wait(lambda: condition(self._table), timeout_s)
-
-    def _remove_files(self) -> None:
+        self._untell_this_process(ref)
+        registry.stop()
+        self._authority = None
         for path in self.run_dir.glob("*.json"):
             path.unlink()
         with contextlib.suppress(OSError):  # others may keep logs beside ours
             self.run_dir.rmdir()
 
-    # The pipe -----------------------------------------------------------------
+    # What it does -------------------------------------------------------------
+
+    def claim(self, group: str, models: Sequence[ModelFolder]) -> None:
+        """Note what a group is to serve.
+
+        Raises
+        ------
+        ConfigError
+            A model of it counts in another way than elsewhere in this pool, which may not mix them.
+        """
+        claims = {**self._claims, group: tuple(models)}
+        if not self.mix_numerics:
+            check_one_kind(claims, fallback=self.fallback is not None)
+        self._claims = claims
+        if self._ref is not None and self.fallback is not None:
+            self._ref = replace(self._ref, fallback=self._fallback())
+            self._ref.write(self.ref_path)
+
+    def admit(self, group: str, block_id: str) -> PoolRef:
+        """Return how a new block's agents find the pool, with a certificate in the block's name."""
+        return replace(
+            self.ref, credentials=self._credentials(block_name(self.run_id, group, block_id)), static=(), fallback=None
+        )
+
+    def drain(self, server_id: str, reason: str) -> None:
+        """Let a server finish what it has and end."""
+        self._send(Drain(server_id=server_id, reason=reason))
+
+    @override
+    def give_up(self, reason: str) -> None:
+        self.lose(reason.rstrip("."))
+
+    def tell_blocks(self, group: str, entries: tuple[BlockEntry, ...]) -> None:
+        """Let others see which blocks of a group have no server in the table, in place of what was told before."""
+        with self._news:
+            if self._blocks.get(group, ()) != entries:
+                self._blocks[group] = entries
+                self._send(Blocks(group, entries))
+
+    def lose(self, reason: str) -> None:
+        """Give the pool up: everything that waits for it fails now."""
+        self._send(Lose(reason=reason))
+        with self._news:
+            self._set_lost(reason)
+
+    def _fallback(self) -> Fallback | None:
+        if self.fallback is None:
+            return None
+        starts_servers = bool(self._claims.keys() - {one.group for one in self.static})
+        return fallback_of(self._claims, mix_numerics=self.mix_numerics, patient=starts_servers)
+
+    def _make_run_dir(self) -> None:
+        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = self.run_dir.stat()
+        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise ConfigError(
+                f"The pool's folder {self.run_dir} can be written to by others, who could then start what they like.",
+                hint=f"Run `chmod go-w {self.run_dir}` if it is yours, or name another folder.",
+            )
+
+    @override
+    def _last_failure(self) -> str:
+        failed = [one for one in self.departures if one.failed and not one.block_id]  # blocks have `failures`
+        return f" {failed[-1].server_id} failed: {failed[-1].reason}." if failed else ""
+
+    def _credentials(self, name: str) -> Credentials | None:
+        return None if self._authority is None else self._authority.issue(name)
+
+    def _send(self, message: Drain | Blocks | Lose) -> None:
+        registry = self._registry
+        if registry is not None:
+            registry.send(message)
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         with self._news:
             return self._news.wait_for(condition, timeout_s)
 
-    def _send(self, message: Any) -> None:
-        registry = self._registry
-        if registry is None or registry.stdin is None:
-            return
-        try:
-            registry.stdin.write(to_line(message))
-            registry.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            logger.warning("The registry is gone; it was not told: %s", type(message).__name__)
+    # The registry -------------------------------------------------------------
 
-    def _listen(self, credentials: Credentials) -> None:
-        """Reader thread: take what the registry says until it ends."""
-        registry = self._registry
-        assert registry is not None
-        assert registry.stdout is not None
-        for line in registry.stdout:
-            message = from_line(line, Listening, ServerTable, Departure)
-            with self._news:
-                self._take(message, credentials)
-                self._news.notify_all()
+    def _launch(self, *, port: int | None, table: ServerTable | None) -> None:
+        spec = RegistrySpec(
+            run_id=self.run_id,
+            address=self.address,
+            credentials=self._credentials(registry_name(self.run_id)),
+            port_range=self.port_range,
+            port=port,
+            static=self.static,
+            table=table,
+            seen=seen_of(self.servers),
+        )
+        self._registry = RegistryProcess(spec, self._hear, self._ended)
+
+    def _hear(self, message: Event) -> None:
         with self._news:
-            if self._registry is not None:  # nobody closed it
-                self._set_lost(f"the registry ended by itself (exit code {registry.wait()})")
-                logger.error("The pool is lost: %s", self._table.lost)
+            if isinstance(message, Listening):
+                self._listening(message)
+            elif isinstance(message, ServerTable):
+                self._take_table(message)
+            else:
+                self._take_departure(message)
             self._news.notify_all()
 
+    def _listening(self, message: Listening) -> None:
+        if self._ref is None:
+            credentials = self._credentials(client_name(self.run_id))
+            self._ref = PoolRef(self.run_id, (message.address,), credentials, self.static, self._fallback())
+        elif self._table.lost is not None:
+            self._send(Lose(reason=self._table.lost))
+
+    def _take_table(self, table: ServerTable) -> None:
+        lost = self._table.lost
+        self._table = replace(table, lost=lost) if lost else table
+        self._seen.update({entry.info.id: entry for entry in table.servers})
+        if table.lost and not lost:
+            self._say_lost(table.lost)
+
+    def _take_departure(self, departure: Departure) -> None:
+        self.departures.append(departure)
+        if departure.entry is not None:
+            self._seen[departure.server_id] = departure.entry
+        level = logging.ERROR if departure.failed else logging.INFO
+        where = f"block {departure.block_id}" if departure.block_id else "not of this run"
+        logger.log(level, "Server %s (%s) left: %s", departure.server_id, where, departure.reason)
+        if departure.stderr:
+            logger.log(level, "Last lines of its stderr:\n%s", departure.stderr)
+
+    def _ended(self, exit_code: int) -> None:
+        """Start the registry again where it was: servers and clients go on knocking there for a lease."""
+        with self._news:
+            ended = self._registry
+            if ended is None:
+                return  # the pool was closed meanwhile
+            ended.stop()
+            now = time.monotonic()
+            self._restarts = [*(at for at in self._restarts if now - at < RESTART_WINDOW_S), now]
+            if self._ref is None or self._table.lost is not None or len(self._restarts) > MAX_RESTARTS:
+                self._set_lost(f"the registry ended by itself (exit code {exit_code})")
+                return
+            logger.warning("The registry ended (exit code %d); it is started again.", exit_code)
+            port = int(self._ref.registries[0].rpartition(":")[2])
+            # What it was told last, it may not have read.
+            blocks = tuple(entry for group in self._blocks.values() for entry in group)
+            self._launch(port=port, table=replace(self._table, blocks=blocks))
+
     def _set_lost(self, reason: str) -> None:
-        table = self._table
-        self._table = replace(table, generation=table.generation + 1, lost=table.lost or reason)
+        """Note why the pool is lost, and say so once; the first reason stays."""
+        if self._table.lost is None:
+            self._say_lost(reason)
+            self._table = replace(self._table, generation=self._table.generation + 1, lost=reason)
+        self._news.notify_all()
 
-    def _take(self, message: Listening | ServerTable | Departure, credentials: Credentials) -> None:
-        if isinstance(message, Listening):
-            self._ref = PoolRef(run_id=self.run_id, registries=(message.address,), credentials=credentials)
-            self._ref.write(self.ref_path)
-        elif isinstance(message, ServerTable):
-            self._table = message
-            self._seen.update({entry.info.id: entry for entry in message.servers})
-        else:
-            self.departures.append(message)
-            if message.entry is not None:
-                self._seen[message.server_id] = message.entry
-            _log(message)
-
-
-def _log(departure: Departure) -> None:
-    level = logging.ERROR if departure.failed else logging.INFO
-    logger.log(level, "Server %s (block %s) left: %s", departure.server_id, departure.block_id, departure.reason)
-    if departure.stderr:
-        logger.log(level, "Last lines of its stderr:\n%s", departure.stderr)
+    def _say_lost(self, reason: str) -> None:
+        # No error in the log: everything that waits for the pool raises one, which says the same.
+        goes_on = "" if self.fallback is None else " Whoever asks it goes on with ONNX Runtime."
+        logger.warning("The pool is lost: %s%s", reason.partition("\n")[0], goes_on)

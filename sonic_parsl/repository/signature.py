@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sonic_parsl.errors import RepositoryError
 from sonic_parsl.protocol import TensorSpec
+from sonic_parsl.repository.onnx_session import open_onnx
 
 DATATYPES = {
     "tensor(bool)": "BOOL",
@@ -26,12 +25,6 @@ DATATYPES = {
     "tensor(string)": "BYTES",
 }
 """KServe v2 datatype of each ONNX type that Triton's onnxruntime backend serves."""
-
-SILENT = 4
-"""ONNX Runtime's log level above which it writes nothing but fatal errors."""
-
-PREAMBLE = r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?(/\S+:\d+ .*?\) )?"
-"""What ONNX Runtime puts before the reason: its code, the path, a line of its own source."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +62,10 @@ def load_signature(path: Path, name: str) -> Signature:
     ------
     RepositoryError
         ONNX Runtime cannot load it.
+    RuntimeMissingError
+        ONNX Runtime is not installed here.
     """
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    # ONNX Runtime's errors share no base class, and which there are changes with its version.
-    errors = tuple(cls for cls in vars(state).values() if isinstance(cls, type) and issubclass(cls, Exception))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = SILENT
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except errors as error:
-        reason = re.sub(PREAMBLE, "", " ".join(str(error).split())).rstrip(".")
-        raise RepositoryError(f"{name} cannot be loaded by ONNX Runtime ({reason}); export the model again.") from None
+    session = open_onnx(path, name, optimised=False)
     return Signature(
         inputs=tuple(map(_spec, session.get_inputs())),
         outputs=tuple(map(_spec, session.get_outputs())),

@@ -17,21 +17,24 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sonic_parsl.errors import InferenceError, PoolError, PoolLostError, SonicError
-from sonic_parsl.ports import address_towards
+from sonic_parsl.credentials import block_name
+from sonic_parsl.errors import InferenceError, PoolError, PoolLostError, ServerStartError, SonicError
+from sonic_parsl.poolref import PoolRef
+from sonic_parsl.ports import address_towards, ipv4_of
 from sonic_parsl.protocol import (
+    MAX_LINES,
+    MAX_REASON,
     VERSION,
     Drain,
     Join,
     Leave,
-    PoolRef,
     Renew,
     ServedModel,
     ServerInfo,
@@ -41,9 +44,10 @@ from sonic_parsl.protocol import (
 from sonic_parsl.repository import read, served
 from sonic_parsl.rpc import RegistryStub
 from sonic_parsl.server import job
+from sonic_parsl.server.identity import Identity
 from sonic_parsl.server.probe import probe
 from sonic_parsl.server.runtimes import TritonOptions, runtime
-from sonic_parsl.server.spec import ServerSpec
+from sonic_parsl.server.spec import Luggage, ServerSpec
 from sonic_parsl.server.triton import Triton, last_lines, start
 
 logger = logging.getLogger("sonic_parsl.agent")
@@ -75,6 +79,8 @@ class Agent:
 
     Attributes
     ----------
+    identity
+        What Triton shows its clients.
     address
         Where Triton listens.
     log
@@ -84,6 +90,7 @@ class Agent:
     spec: ServerSpec
     info: ServerInfo
     registry: RegistryStub
+    identity: Identity
     address: str
     log: io.FileIO
     state: ServerState = "starting"
@@ -98,7 +105,7 @@ class Agent:
 
     def fail(self, reason: str) -> None:
         """End now."""
-        self._end(End(reason=reason, failed=True, stderr=last_lines(self.log)))
+        self._end(End(reason=reason[:MAX_REASON], failed=True, stderr=last_lines(self.log)[-MAX_LINES:]))
 
     async def run(self) -> End:
         """Serve until there is a reason to end; return it. Triton is gone then, and the registry knows."""
@@ -143,20 +150,41 @@ class Agent:
             exit_timeout_s=max(1, round(self.spec.drain_s)),
         )
         engine = runtime(self.spec.runtime, image=self.spec.image, binary=self.spec.binary, gpu=self.spec.gpu)
-        triton = self.triton = await start(engine, options, port_range=self.spec.port_range, log=self.log)
-        models = await self._models(triton)
+        known = self._on_disk()
+        triton = self.triton = await start(
+            engine, options, identity=self.identity, port_range=self.spec.port_range, log=self.log
+        )
+        models = await self._models(triton, known)
         for model in models:
             await probe(triton.stub, model, timeout_s=self.spec.start_timeout_s)
+        self._on_disk()  # what Triton has read is what the digests say
         self.info = replace(self.info, address=triton.address, models=models)
         self.state = "ready"
         await self._join()
         logger.info("Server %s is ready at %s", self.info.id, self.info.address)
         self.fail(f"Triton ended by itself with exit code {await triton.wait_exit()}")
 
-    async def _models(self, triton: Triton) -> tuple[ServedModel, ...]:
-        """Return what Triton says it serves, with digests and tags from the repository."""
+    def _on_disk(self) -> dict[tuple[str, str], ServedModel]:
+        """Return the models in the repository, with their digests and tags.
+
+        Raises
+        ------
+        ServerStartError
+            One is not what it was when the pool's owner looked.
+        """
         folders = read(self.spec.repository, self.spec.models)
-        known = {(model.name, model.version): model for folder in folders for model in served(folder)}
+        for folder in folders:
+            expected = self.spec.digests.get(folder.name, folder.artifact_digest)
+            if folder.artifact_digest != expected:
+                raise ServerStartError(
+                    f"Model {folder.name} in {self.spec.repository} was changed after the pool was started: its "
+                    f"artifact digest was {expected[:12]} and is {folder.artifact_digest[:12]}.",
+                    hint="Scores of both would mix: put the old one back, or start the run again.",
+                )
+        return {(model.name, model.version): model for folder in folders for model in served(folder)}
+
+    async def _models(self, triton: Triton, known: Mapping[tuple[str, str], ServedModel]) -> tuple[ServedModel, ...]:
+        """Return what Triton says it serves, with what is `known` of it from the repository."""
         models = []
         for name in self.spec.models:
             for model in await triton.stub.served(name, timeout_s=self.spec.start_timeout_s):
@@ -218,7 +246,7 @@ class Agent:
 
     async def _join(self) -> None:
         async with self.turn:  # a "starting" sent before must not come after "ready"
-            await self.registry.call(Join(version=VERSION, info=self.info, state=self.state, lease_s=self.spec.lease_s))
+            await self.registry.call(Join(version=VERSION, info=self.info, state=self.state))
 
     async def _renew(self) -> bool:
         """Renew the lease; return whether the registry answered."""
@@ -267,15 +295,17 @@ def _describe_self(spec: ServerSpec, block_id: str) -> ServerInfo:
         job_id=job.job_id(os.environ),
         models=(),
         ends_at=job.ends_at(os.environ, started_at=time.time(), walltime_s=spec.walltime_s),
+        lease_s=spec.lease_s,
+        devices=os.environ.get(spec.numbered_by, "") if spec.numbered_by else "",
     )
 
 
-async def serve(spec: ServerSpec, block_id: str) -> End:
+async def serve(spec: ServerSpec, ref: PoolRef, block_id: str) -> End:
     """Run one server from start to end."""
     with tempfile.TemporaryFile(buffering=0) as log:
-        ref = PoolRef.from_environment()
-        address = spec.address or address_towards(ref.registries[0])
-        agent = Agent(spec, _describe_self(spec, block_id), RegistryStub(ref), address, log)
+        address = ipv4_of(spec.address) if spec.address else address_towards(ref.registries[0])
+        identity = Identity(block_name(ref.run_id, spec.group, block_id), ref.credentials)
+        agent = Agent(spec, _describe_self(spec, block_id), RegistryStub(ref), identity, address, log)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.drain, f"it was sent {number.name}")
@@ -286,13 +316,19 @@ async def serve(spec: ServerSpec, block_id: str) -> End:
 
 
 @click.command()
-@click.option("--spec", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True)
+@click.option(
+    "--spec", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="What to serve; from stdin by default."
+)
 @click.option("--block", required=True)
-def main(spec: Path, block: str) -> None:
+def main(spec: Path | None, block: str) -> None:
     """Run one inference server of a pool; the pool's owner starts it on the server's node."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
-        end = asyncio.run(serve(ServerSpec.read(spec), block))
+        if spec is not None:
+            end = asyncio.run(serve(ServerSpec.read(spec), PoolRef.from_environment(), block))
+        else:
+            luggage = Luggage.unpack(sys.stdin.read())
+            end = asyncio.run(serve(luggage.spec, luggage.ref, block))
     except SonicError as error:
         end = End(reason=str(error), failed=True)
     if end.failed:

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from sonic_parsl.cache import cache_dir
 from sonic_parsl.errors import RuntimeMissingError
+from sonic_parsl.server.damage import damage
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ def find() -> WheelInstallation:
 
 
 def install() -> WheelInstallation:
-    """Install Triton unless it is there: some 55 MB to fetch, 290 MB on disk, 10 s.
+    """Install Triton unless it is there, and whole: some 55 MB to fetch, 290 MB on disk, 10 s.
 
     Raises
     ------
@@ -213,7 +214,8 @@ def install() -> WheelInstallation:
         raise RuntimeMissingError(problem)
     try:
         with _lock(_root() / "lock"):
-            folder = next((folder for folder in _folders() if _is_complete(folder)), None) or _build()
+            whole = (folder for folder in _folders() if _is_complete(folder) and damage(folder) is None)
+            folder = next(whole, None) or _build()
             _write_our_backend(folder)
     except OSError as error:
         raise RuntimeMissingError(

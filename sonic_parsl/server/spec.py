@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import base64
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sonic_parsl.devices import Fidelity
-from sonic_parsl.errors import ConfigError
+from sonic_parsl.errors import ConfigError, PoolError
+from sonic_parsl.poolref import PoolRef
 from sonic_parsl.ports import PortRange
 from sonic_parsl.protocol import LEASE_S, decode, encode
 
@@ -23,10 +25,14 @@ class ServerSpec:
         Triton model repository.
     models
         Which of its models to serve.
+    digests
+        Artifact digest of each, as the pool's owner found it: a repository that has changed is not served.
     runtime, image, binary
         How Triton is started; see :mod:`sonic_parsl.server.runtimes`.
     gpu
         True where Triton needs the node's GPUs.
+    numbered_by
+        Environment variable in which the batch system says which devices the job was given; empty for none.
     address, port_range
         Where Triton listens; by default, on the node's address by which it reaches the registry.
     lease_s
@@ -51,6 +57,7 @@ class ServerSpec:
     image: str | None = None
     binary: str | None = None
     gpu: bool = False
+    numbered_by: str = ""
     address: str | None = None
     port_range: PortRange | None = None
     lease_s: float = LEASE_S
@@ -58,6 +65,7 @@ class ServerSpec:
     drain_s: float = 20.0
     walltime_s: float | None = None
     drain_before_s: float = 120.0
+    digests: dict[str, str] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write to `path` as JSON."""
@@ -76,3 +84,33 @@ class ServerSpec:
             return decode(cls, path.read_bytes())
         except OSError as error:
             raise ConfigError(f"The server's description {path} cannot be read: {error.strerror}.") from None
+
+
+@dataclass(frozen=True)
+class Luggage:
+    """What a job carries with it where its node does not see the run directory.
+
+    It travels inside the job's script, which batch systems show to nobody but the job's owner.
+    """
+
+    spec: ServerSpec
+    ref: PoolRef = field(repr=False)
+
+    def pack(self) -> str:
+        """Return it as one word that a shell leaves as it is."""
+        return base64.b64encode(encode(self)).decode()
+
+    @classmethod
+    def unpack(cls, text: str) -> Luggage:
+        """Read what :meth:`pack` returned.
+
+        Raises
+        ------
+        PoolError
+            It is damaged.
+        """
+        try:
+            data = base64.b64decode(text.strip(), validate=True)
+        except ValueError:
+            raise PoolError("What the job should carry is damaged: it is not what the driver had packed.") from None
+        return decode(cls, data)

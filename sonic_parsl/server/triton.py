@@ -13,7 +13,8 @@ from dataclasses import replace
 from sonic_parsl.errors import ServerStartError
 from sonic_parsl.kserve import KServe
 from sonic_parsl.ports import PortRange, free_port
-from sonic_parsl.server.guard import end_group, guarded
+from sonic_parsl.server.guard import Guard, end_group
+from sonic_parsl.server.identity import Identity
 from sonic_parsl.server.leash import leashed
 from sonic_parsl.server.runtimes import Runtime, TritonOptions, remove_shared_memory
 
@@ -38,9 +39,11 @@ class Triton:
     its stubs do not either.
     """
 
-    def __init__(self, runtime: Runtime, options: TritonOptions, log: io.FileIO) -> None:
+    def __init__(
+        self, runtime: Runtime, options: TritonOptions, log: io.FileIO, identity: Identity, guard: Guard
+    ) -> None:
         self.address = f"{options.address}:{options.port}"
-        self.stub = KServe(self.address)
+        self.stub = KServe(identity.peer(self.address))
         self._shm_prefix = options.shm_prefix
         command = runtime.command(options)
         self._process = subprocess.Popen(
@@ -51,7 +54,8 @@ class Triton:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        self._guard = guarded(self._process, options.shm_prefix)
+        self._guard = guard
+        guard.watch(self._process.pid)
 
     @property
     def exit_code(self) -> int | None:
@@ -94,7 +98,7 @@ class Triton:
                 await asyncio.wait_for(self.wait_exit(), timeout_s + EXIT_SLACK_S)
         end_group(self._process.pid)
         self._process.wait()
-        self._guard.communicate()
+        self._guard.dismiss()
         remove_shared_memory(self._shm_prefix)
 
 
@@ -102,6 +106,7 @@ async def start(
     runtime: Runtime,
     options: TritonOptions,
     *,
+    identity: Identity,
     port_range: PortRange | None,
     log: io.FileIO,
 ) -> Triton:
@@ -111,6 +116,8 @@ async def start(
 
     Parameters
     ----------
+    identity
+        What it shows its clients.
     log
         Where its output goes; :func:`last_lines` reads it.
 
@@ -122,15 +129,22 @@ async def start(
     for _ in range(PORT_ATTEMPTS):
         log.seek(0)
         log.truncate()
-        triton = Triton(runtime, replace(options, port=free_port(options.address, port_range)), log)
+        port = free_port(options.address, port_range)
+        keys = identity.new_folder()  # anew for each: the guard of one that ended removes them
+        guard = Guard(options.shm_prefix, keys)
         try:
-            await triton.wait_ready()
+            with identity.key_files(keys):
+                triton = Triton(runtime, replace(options, port=port, keys=keys), log, identity, guard)
+                try:
+                    await triton.wait_ready()
+                except BaseException:
+                    await triton.stop(0.0)
+                    raise
+                return triton
         except BaseException as error:
-            await triton.stop(0.0)
-            if isinstance(error, ServerStartError) and PORT_TAKEN in last_lines(log):
-                continue
-            raise
-        return triton
+            guard.dismiss()
+            if not (isinstance(error, ServerStartError) and PORT_TAKEN in last_lines(log)):
+                raise
     raise ServerStartError(f"Triton found no free port in {PORT_ATTEMPTS} attempts.")
 
 

@@ -19,17 +19,18 @@ import pytest
 
 from sonic_parsl import rpc
 from sonic_parsl.client.session import Session
+from sonic_parsl.credentials import Peer
 from sonic_parsl.kserve import KServe
+from sonic_parsl.poolref import PoolRef
 from sonic_parsl.ports import free_port
 from sonic_parsl.protocol import (
     Ack,
-    Credentials,
-    PoolRef,
     ServedModel,
     ServerEntry,
     ServerInfo,
     ServerState,
     ServerTable,
+    encode,
 )
 from sonic_parsl.server.runtimes import TritonOptions, remove_shared_memory, runtime
 
@@ -130,7 +131,7 @@ class Servers:
         return process, f"{HOST}:{port}"
 
     async def _wait_ready(self, process: psutil.Popen, address: str) -> Server:
-        stub = KServe(address)
+        stub = KServe(Peer(address))
         deadline = time.monotonic() + START_S
         while not await stub.ready(1.0):
             assert process.poll() is None, "Triton ended at its start"
@@ -171,14 +172,13 @@ class Registry:
     """The registry's service in a thread: its table is what the test says."""
 
     def __init__(self) -> None:
-        self.credentials = Credentials.new()
         self.table = ServerTable("test", 0)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._changed = asyncio.Event()
         port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
-        self.ref = PoolRef("test", (f"{HOST}:{port}",), self.credentials)
+        self.ref = PoolRef("test", (f"{HOST}:{port}",))
 
     def show(self, *entries: ServerEntry, lost: str | None = None) -> None:
         """Set the table."""
@@ -193,15 +193,18 @@ class Registry:
             self._thread.join()
             self._loop.close()
 
-    def answer(self, message: rpc.AgentMessage) -> Ack:
-        """Answer an agent."""
-        return Ack(known=message is None)
+    def allow(self, sender: str, size: int) -> None:
+        """Let everybody speak."""
 
-    async def follow(self) -> AsyncIterator[ServerTable]:
+    def answer(self, message: rpc.AgentMessage, sender: str | None) -> Ack:
+        """Answer an agent."""
+        raise AssertionError(f"no agent speaks to this registry: {message}, {sender}")
+
+    async def follow(self) -> AsyncIterator[bytes]:
         """Yield each table."""
         while True:
             changed = self._changed
-            yield self.table
+            yield encode(self.table)
             await changed.wait()
 
     async def _set(self, table: ServerTable) -> None:
@@ -211,7 +214,7 @@ class Registry:
 
     async def _start(self) -> int:
         self._server = grpc.aio.server(options=rpc.SERVER_OPTIONS)
-        self._server.add_generic_rpc_handlers((rpc.handler(self, self.credentials),))
+        self._server.add_generic_rpc_handlers((rpc.handler(self),))
         port: int = self._server.add_insecure_port(f"{HOST}:0")
         await self._server.start()
         return port

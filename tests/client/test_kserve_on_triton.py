@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from sonic_parsl.credentials import Peer
 from sonic_parsl.errors import InferenceError, ModelNotFoundError, RejectedError
 from sonic_parsl.kserve import KServe
 from sonic_parsl.protocol import TensorSpec
@@ -20,7 +21,7 @@ X = np.arange(64 * 32, dtype=np.float32).reshape(64, 32)
 
 @asynccontextmanager
 async def connected(address: str) -> AsyncIterator[KServe]:
-    stub = KServe(address)
+    stub = KServe(Peer(address))
     try:
         yield stub
     finally:

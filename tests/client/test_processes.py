@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sonic_parsl.protocol import POOL_ENV
+from sonic_parsl.poolref import POOL_ENV
 
 if TYPE_CHECKING:
     from tests.client.conftest import Registry, Server

@@ -14,14 +14,15 @@ from sonic_parsl.client.call import Call, Ledger
 from sonic_parsl.client.records import CallRecord, merged
 from sonic_parsl.client.scope import Chunk, Scope, chunk_scope, current_pool, current_scope, set_default_pool
 from sonic_parsl.errors import DeadlineError, InferenceError, PoolNotFoundError, RejectedError
-from sonic_parsl.protocol import POOL_ENV, Credentials, PoolRef, ServedModel
+from sonic_parsl.poolref import POOL_ENV, PoolRef
+from sonic_parsl.protocol import ServedModel
 
 MODEL = ServedModel("btag", "3", 8, (), ())
 OUTPUT = {"score": np.zeros(3, np.float32)}
 
 
 def pool(name: str) -> PoolRef:
-    return PoolRef(name, ("127.0.0.1:1",), Credentials.new())
+    return PoolRef(name, ("127.0.0.1:1",))
 
 
 def new_call() -> Call:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from sonic_parsl.client import dispatch
 from sonic_parsl.client.scope import Chunk, chunk_scope
 from sonic_parsl.client.session import Session
+from sonic_parsl.credentials import client_name
 from sonic_parsl.errors import (
     DeadlineError,
     InferenceError,
@@ -23,7 +25,8 @@ from sonic_parsl.errors import (
     PoolLostError,
     RejectedError,
 )
-from sonic_parsl.protocol import Credentials
+from sonic_parsl.pool.authority import CertificateAuthority
+from sonic_parsl.pool.pool import ServerPool
 
 if TYPE_CHECKING:
     from tests.client.conftest import Registry, Server
@@ -165,16 +168,6 @@ def test_calls_wait_for_the_first_server(
     np.testing.assert_array_equal(call.result(10.0)["OUTPUT0"], rows_of(9))
 
 
-def test_servers_made_from_another_source_are_not_asked(
-    registry: Registry, session: Session, pair: list[Server]
-) -> None:
-    registry.show(pair[0].entry(source_digest="new"), pair[1].entry(source_digest="old"))
-    model = replace(session.served("identity"), source_digest="old")
-    call = session.submit(model, {"INPUT0": rows_of(20_000)}, rows=20_000)
-    call.result()
-    assert set(call.ledger.record().servers) == {pair[1].id}
-
-
 def test_a_call_does_not_mix_numeric_kinds(registry: Registry, session: Session, pair: list[Server]) -> None:
     registry.show(pair[0].entry(numeric_kind="fp32"), pair[1].entry(numeric_kind="fp16"))
     model, x = session.served("identity"), rows_of(5000)
@@ -262,13 +255,15 @@ def test_a_registry_out_of_reach_counts_as_lost_after_a_while_only(
         session.close()
 
 
-def test_a_process_without_the_runs_credentials_is_told_so(registry: Registry) -> None:
-    session = Session(replace(registry.ref, credentials=Credentials.new()))
-    try:
-        with pytest.raises(PoolError, match="no valid credentials"):
-            session.served("identity")
-    finally:
-        session.close()
+def test_a_process_with_the_certificate_of_another_run_is_told_so(tmp_path: Path) -> None:
+    with ServerPool(run_dir=tmp_path / "run") as pool:
+        forged = CertificateAuthority(pool.run_id).issue(client_name(pool.run_id))
+        session = Session(replace(pool.ref, credentials=forged), grace_s=0.5)
+        try:
+            with pytest.raises(PoolLostError, match="shows no certificate of this run"):
+                session.served("identity")
+        finally:
+            session.close()
 
 
 def test_closing_fails_what_is_pending_and_leaves_no_thread(registry: Registry, pair: list[Server]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -134,10 +135,39 @@ def test_a_departure_heard_before_the_table_without_the_server_is_not_forgotten(
     assert block(book).phase == "ended"
 
 
+def test_others_are_told_of_blocks_without_a_server_and_of_the_last_that_were_lost(book: BlockBook) -> None:
+    for number in range(2, 10):
+        book.submitted(str(number), now=1.0)
+    book.hear_provider({"0": JobStatus(JobState.RUNNING)}, now=1.0)
+    book.hear_registry(table(entry("1"), entry("2", state="starting")), [], now=1.0)
+    book.cancelled("3")
+    lost = {str(number): JobStatus(JobState.FAILED, message="more") for number in range(4, 10)}
+    book.hear_provider(lost, now=2.0)
+    book.submitted("10", now=3.0)
+    told = book.without_servers({"0": "job0", "10": "job10"})
+    assert [(one.block_id, one.job_id, one.state) for one in told if one.state != "lost"] == [
+        ("0", "job0", "starting"),
+        ("10", "job10", "queued"),
+    ]
+    assert [one.block_id for one in told if one.state == "lost"] == ["5", "6", "7", "8", "9"]
+    assert {one.reason for one in told if one.state == "lost"} == {"its job ended as FAILED"}
+
+
 def test_a_server_that_joins_again_after_its_lease_ended_is_back(book: BlockBook) -> None:
     book.hear_registry(table(), [departure("0")], now=1.0)
     book.hear_registry(table(entry("0")), [departure("0")], now=2.0)
     assert block(book).phase == "ready"
+
+
+def test_a_block_of_two_servers_lives_while_one_of_them_does(book: BlockBook) -> None:
+    first, second = (replace(entry("0"), info=replace(entry("0").info, id=name)) for name in ("gpu-0-a", "gpu-0-b"))
+    book.hear_registry(table(first, second), [], now=1.0)
+    assert block(book).servers_ready == 2
+    assert book.servers_of("0", table(first, second)) == ["gpu-0-a", "gpu-0-b"]
+    book.hear_registry(table(second), [departure("0")], now=2.0)
+    assert block(book).is_live
+    book.hear_registry(table(), [departure("0"), departure("0")], now=3.0)
+    assert block(book).phase == "ended"
 
 
 def test_servers_of_another_group_are_not_ours_even_if_their_block_has_the_same_number(book: BlockBook) -> None:
@@ -175,13 +205,21 @@ def test_demand_is_what_happened_since_the_last_look(book: BlockBook) -> None:
 def test_a_group_without_requests_is_idle_since_the_last_one(book: BlockBook) -> None:
     book.hear_registry(loaded((1, 100.0)), [], now=1.0)
     book.hear_registry(loaded((1, 100.0)), [], now=9.0)
-    assert book.demand(11.0) == Demand(queue_ms=0.0, idle_s=10.0)
+    assert book.demand(11.0) == Demand(queue_ms=0.0, idle_s=10.0, unserved_s=2.0)
 
 
 def test_a_group_that_never_had_a_request_is_idle_since_the_first_look(book: BlockBook) -> None:
-    assert book.demand(5.0) == Demand()
+    assert book.demand(5.0) == Demand(unserved_s=math.inf)
     book.hear_registry(table(), [], now=5.0)
     assert book.demand(8.0).idle_s == 3.0
+
+
+def test_a_ready_server_of_any_group_serves_the_pool(book: BlockBook) -> None:
+    assert book.demand(1.0).unserved_s == math.inf
+    book.hear_registry(table(entry("0", group="cpu")), [], now=2.0)
+    assert book.demand(2.0).unserved_s == 0.0
+    book.hear_registry(table(entry("0", group="cpu", state="draining")), [], now=9.0)
+    assert book.demand(9.0).unserved_s == 7.0
 
 
 counts = st.lists(st.tuples(st.integers(0, 100), st.floats(0, 1e4)), max_size=3)
@@ -201,4 +239,4 @@ def test_a_running_total_that_shrinks_is_not_taken_for_work(book: BlockBook) -> 
     book.hear_registry(loaded((5, 50.0), (50, 500.0)), [], now=1.0)
     only = replace(loaded((6, 60.0)), generation=2)
     book.hear_registry(only, [], now=2.0)
-    assert book.demand(3.0) == Demand(queue_ms=0.0, idle_s=2.0)
+    assert book.demand(3.0) == Demand(queue_ms=0.0, idle_s=2.0, unserved_s=1.0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -76,7 +77,9 @@ def test_a_copy_keeps_pool_and_log_and_neither_shows_in_the_repr(site: Site) -> 
     copied = executor.copy(unit="chunk")
     assert copied.log is executor.log
     assert copied.pool_ref is executor.pool_ref
-    assert site.pool.ref.credentials.token not in repr(copied)
+    credentials = site.pool.ref.credentials
+    assert credentials is not None
+    assert credentials.key.splitlines()[1] not in repr(copied)
 
 
 def test_a_failed_column_that_nobody_reads_is_a_warning_never_silence(site: Site) -> None:
@@ -126,3 +129,17 @@ def test_a_processor_with_a_model_pickles_without_a_connection() -> None:
     again = cloudpickle.loads(cloudpickle.dumps(btag_ttbar.BTagTTbar()))
     assert again.tagger == btag_ttbar.BTagTTbar.tagger
     assert tuple(CLASSES) == ("b", "c", "light")
+
+
+def test_a_run_leaves_the_processs_alarm_clock_alone(site: Site) -> None:
+    rings: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, _: rings.append(number))
+    left_s = signal.alarm(1000)
+    try:
+        run(site.coffea_executor(status=False), Scores())
+        assert signal.alarm(0) > 0
+        signal.raise_signal(signal.SIGALRM)
+        assert rings == [signal.SIGALRM]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.alarm(left_s)

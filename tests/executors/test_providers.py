@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from parsl.launchers import SingleNodeLauncher, SrunLauncher
 from parsl.providers import LocalProvider, SlurmProvider
 
 from sonic_parsl.errors import ConfigError
-from sonic_parsl.executors.providers import PROVIDERS, make_provider
+from sonic_parsl.executors.dialects import DIALECTS
+from sonic_parsl.executors.providers import make_provider
 from sonic_parsl.site import Count, Job, Provider, ServerGroup
 
 
-@pytest.mark.parametrize("name", sorted(PROVIDERS))
+@pytest.mark.parametrize("name", sorted(DIALECTS))
 def test_every_provider_of_a_site_file_is_made_with_its_blocks(name: Provider) -> None:
     provider = make_provider(Job(provider=name), count=Count(min=1, max=3))
-    assert type(provider) is PROVIDERS[name]
+    assert type(provider) is DIALECTS[name].provider
     assert (provider.init_blocks, provider.min_blocks, provider.max_blocks) == (1, 1, 3)
 
 
 def test_every_word_for_a_provider_is_known() -> None:
-    for name in PROVIDERS:
+    for name in DIALECTS:
         assert ServerGroup(provider=name).provider == name  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Input should be 'local', 'slurm'"):
         ServerGroup(provider="kubernetes")  # type: ignore[arg-type]
@@ -29,6 +33,73 @@ def test_options_go_to_parsl_under_kebab_case_or_its_own_names() -> None:
     provider = make_provider(job, count=Count())
     assert isinstance(provider, SlurmProvider)
     assert (provider.nodes_per_block, provider.walltime, provider.partition) == (2, "02:00:00", "gpu")
+
+
+WORDS: dict[str, Any] = {
+    "partition": "p",
+    "queue": "q",
+    "nodes": 2,
+    "walltime": "01:02:03",
+    "account": "me",
+    "request": ["a", "b"],
+}
+SAID: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "slurm": ("partition", "#SBATCH a\n#SBATCH b\n", {"partition": "p", "nodes_per_block": 2, "account": "me"}),
+    "gridengine": ("queue", "#$ -A me\n#$ a\n#$ b", {"queue": "q"}),
+    "htcondor": ("", "allowed_job_duration = 3723\naccounting_group = me\na\nb\n", {}),
+    "pbspro": ("queue", "#PBS a\n#PBS b", {"queue": "q", "account": "me"}),
+    "lsf": ("queue", "#BSUB a\n#BSUB b\n", {"queue": "q", "project": "me"}),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_each_batch_system_is_told_in_its_own_words(name: str) -> None:
+    place, lines, attributes = SAID[name]
+    words = {word: WORDS[word] for word in (place, "walltime", "account", "request") if word}
+    if "nodes" in DIALECTS[name].words:
+        words["nodes"] = 2
+    provider = make_provider(Job.model_validate({"provider": name, **words}), count=Count())
+    assert provider.walltime == "01:02:03"
+    assert lines in provider.scheduler_options
+    assert {attribute: getattr(provider, attribute) for attribute in attributes} == attributes
+
+
+@pytest.mark.parametrize("name", sorted(DIALECTS))
+@pytest.mark.parametrize("word", WORDS)
+def test_a_word_that_a_batch_system_does_not_have_is_refused(name: str, word: str) -> None:
+    job = Job.model_validate({"provider": name, word: WORDS[word]})
+    if word in DIALECTS[name].words:
+        make_provider(job, count=Count())
+        return
+    with pytest.raises(ConfigError, match=f"Provider {name} has no '{word}'"):
+        make_provider(job, count=Count())
+
+
+def test_lines_under_options_stand_beside_a_request() -> None:
+    options = {"scheduler-options": "#SBATCH --hint=nomultithread"}
+    job = Job.model_validate({"provider": "slurm", "request": "--gres=fpga:1", "options": options})
+    lines = make_provider(job, count=Count()).scheduler_options.splitlines()
+    assert lines == ["#SBATCH --gres=fpga:1", "#SBATCH --hint=nomultithread"]
+
+
+@pytest.mark.parametrize(
+    ("words", "launcher"),
+    [
+        ({}, SingleNodeLauncher),
+        ({"nodes": 1}, SingleNodeLauncher),
+        ({"nodes": 2}, SrunLauncher),
+        ({"launcher": "srun"}, SrunLauncher),
+        ({"nodes": 2, "launcher": "single-node"}, SingleNodeLauncher),
+    ],
+)
+def test_several_nodes_are_started_on_by_srun(words: dict[str, Any], launcher: type) -> None:
+    provider = make_provider(Job.model_validate({"provider": "slurm", **words}), count=Count())
+    assert type(provider.launcher) is launcher
+
+
+def test_a_server_of_one_device_does_not_take_the_node_unless_it_should() -> None:
+    assert not make_provider(Job(provider="slurm"), count=Count()).exclusive
+    assert make_provider(Job(provider="slurm", options={"exclusive": True}), count=Count()).exclusive
 
 
 def test_options_win_over_the_count() -> None:

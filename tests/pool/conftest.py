@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import psutil
 import pytest
 
 from sonic_parsl.pool.pool import ServerPool
+from sonic_parsl.poolref import PoolRef
 from sonic_parsl.protocol import (
     VERSION,
     Departure,
     Join,
     Leave,
-    PoolRef,
     ServedModel,
     ServerEntry,
     ServerInfo,
@@ -27,8 +28,11 @@ from sonic_parsl.protocol import (
 from sonic_parsl.rpc import RegistryStub
 from tests.leaks import wait_until
 
+DIGEST = "ab" * 32
 ROWS = TensorSpec("INPUT0", "FP32", (32,))
-MODEL = ServedModel("identity", "1", 1024, (ROWS,), (TensorSpec("OUTPUT0", "FP32", (32,)),), source_digest="ab" * 32)
+GROUP, BLOCK = "cpu", "7"
+"""Of all servers that join here."""
+MODEL = ServedModel("identity", "1", 1024, (ROWS,), (TensorSpec("OUTPUT0", "FP32", (32,)),), source_digest=DIGEST)
 
 
 @pytest.fixture(scope="module")
@@ -38,33 +42,48 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPool]:
         yield opened
 
 
-def joining(server_id: str, state: ServerState = "ready", *, lease_s: float = 60.0, models: int = 1) -> Join:
+def joining(
+    server_id: str, state: ServerState = "ready", *, lease_s: float = 60.0, models: int = 1, digest: str = DIGEST
+) -> Join:
     """Return what the agent of a server says first."""
     info = ServerInfo(
         id=server_id,
-        group="cpu",
+        group=GROUP,
         kind="cpu",
         fidelity="hardware",
         node="here",
         address="127.0.0.1:1",
-        block_id="7",
+        block_id=BLOCK,
         job_id="",
-        models=(MODEL,) * models,
+        models=(replace(MODEL, source_digest=digest),) * models,
+        lease_s=lease_s,
     )
-    return Join(version=VERSION, info=info, state=state, lease_s=lease_s)
+    return Join(version=VERSION, info=info, state=state)
 
 
 def leaving(server_id: str, *, failed: bool = False, stderr: str = "", load: ServerLoad | None = None) -> Leave:
     """Return what the agent of a server says last."""
     return Leave(
         server_id=server_id,
-        block_id="7",
-        group="cpu",
+        block_id=BLOCK,
+        group=GROUP,
         failed=failed,
         reason="it was tired",
         stderr=stderr,
         load=load or ServerLoad(),
     )
+
+
+def agents_of(pool: ServerPool) -> PoolRef:
+    """Return how the agents of the block find the pool."""
+    return pool.admit(GROUP, BLOCK)
+
+
+def secrets_of(*refs: PoolRef) -> list[str]:
+    """Return the line of each key that no other key has."""
+    keys = [ref.credentials.key for ref in refs if ref.credentials is not None]
+    assert len(keys) == len(refs)
+    return [key.splitlines()[-2] for key in keys]
 
 
 @asynccontextmanager

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sonic_parsl.errors import ModelMismatchError
 from sonic_parsl.pool import leases
 from sonic_parsl.pool.leases import LeaseTable
-from sonic_parsl.protocol import Departure, Drain, Join, Leave, Renew, ServerInfo, ServerLoad, ServerState
+from sonic_parsl.protocol import Departure, Drain, Join, Leave, Renew, ServedModel, ServerInfo, ServerLoad, ServerState
 
 LEASE_S = 15.0
 
 
-def info(server: str) -> ServerInfo:
+def info(server: str, lease_s: float = LEASE_S) -> ServerInfo:
     return ServerInfo(
         id=server,
         group="g",
@@ -25,11 +27,12 @@ def info(server: str) -> ServerInfo:
         block_id="7",
         job_id="j",
         models=(),
+        lease_s=lease_s,
     )
 
 
 def joining(server: str, *, state: ServerState = "ready", lease_s: float = LEASE_S) -> Join:
-    return Join(version="1", info=info(server), state=state, lease_s=lease_s)
+    return Join(version="1", info=info(server, lease_s), state=state)
 
 
 def leaving(server: str, *, failed: bool = False) -> Leave:
@@ -132,6 +135,39 @@ def test_the_first_reason_why_a_pool_is_lost_stays() -> None:
     assert lost.snapshot().lost == "first"
     assert lost.generation == table.generation + 1
     assert states(lost) == {"a": "ready"}
+
+
+# A registry that takes over -------------------------------------------------
+
+
+def test_a_registry_that_takes_over_has_the_same_servers_with_leases_that_start_anew() -> None:
+    old = leases.drain(table_of("a", "b", "c"), Drain("b", "why"))
+    new = leases.restored(old.snapshot(), [], 1e5)
+    assert new.snapshot().servers == old.snapshot().servers
+    assert new.generation == old.generation + 1
+    assert leases.expire(new, 1e5 + LEASE_S - 0.1) == (new, ())
+    assert len(leases.expire(new, 1e5 + LEASE_S)[1]) == 3
+
+
+def test_a_server_that_was_draining_is_still_asked_to() -> None:
+    old = leases.drain(table_of("a", "b"), Drain("a", "why"))
+    new = leases.restored(old.snapshot(), [], 0.0)
+    assert new.leases["a"].asked_to_drain
+    assert not new.leases["b"].asked_to_drain
+
+
+def test_a_pool_that_was_lost_is_lost_for_good() -> None:
+    old = leases.lose(table_of("a"), "why")
+    assert leases.restored(old.snapshot(), [], 0.0).lost == "why"
+
+
+def test_what_servers_that_are_gone_have_served_stays_binding() -> None:
+    gone = replace(info("gone"), models=(ServedModel("m", "1", 8, (), (), source_digest="aa"),))
+    new = leases.restored(table_of("a").snapshot(), [gone], 0.0)
+    changed = replace(gone, id="b", models=(replace(gone.models[0], source_digest="bb"),))
+    with pytest.raises(ModelMismatchError, match="server gone has served it with aa"):
+        leases.join(new, replace(joining("b"), info=changed), 1.0)
+    assert "b" not in new.leases
 
 
 # Any history ----------------------------------------------------------------

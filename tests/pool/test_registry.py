@@ -12,8 +12,8 @@ import pytest
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.pool.registry import HEARTBEAT_S
 from sonic_parsl.protocol import Ack, Drain, Renew, ServerLoad, ServerTable
-from sonic_parsl.rpc import SERVICE
-from tests.pool.conftest import MODEL, departure_of, entry_of, joining, leaving, table_when, talking_to
+from sonic_parsl.rpc import SERVICE, open_channel
+from tests.pool.conftest import MODEL, agents_of, departure_of, entry_of, joining, leaving, table_when, talking_to
 
 AT_ONCE_S = 2.0
 """Far below a heartbeat, far above what a busy machine needs."""
@@ -21,7 +21,7 @@ AT_ONCE_S = 2.0
 
 def test_a_server_that_joins_is_seen_with_all_that_it_serves(pool: ServerPool) -> None:
     async def scenario() -> None:
-        async with talking_to(pool.ref) as registry:
+        async with talking_to(agents_of(pool)) as registry:
             assert await registry.call(joining("joins", "starting", models=0)) == Ack(known=True)
             starting = await table_when(registry.follow(), lambda table: entry_of(table, "joins") is not None)
             await registry.call(joining("joins"))
@@ -38,7 +38,7 @@ def test_a_server_that_joins_is_seen_with_all_that_it_serves(pool: ServerPool) -
 
 def test_followers_and_owner_hear_of_every_change_at_once(pool: ServerPool) -> None:
     async def scenario() -> list[ServerTable]:
-        async with talking_to(pool.ref) as agent, talking_to(pool.ref) as client:
+        async with talking_to(agents_of(pool)) as agent, talking_to(pool.ref) as client:
             tables = client.follow()
             seen = [await anext(tables)]
             for message in (joining("news", "starting"), joining("news"), Drain("news", "why not"), leaving("news")):
@@ -56,7 +56,7 @@ def test_followers_and_owner_hear_of_every_change_at_once(pool: ServerPool) -> N
 
 def test_a_lease_that_nobody_renews_ends_and_everybody_hears_of_it(pool: ServerPool) -> None:
     async def scenario() -> tuple[ServerTable, ServerTable, float]:
-        async with talking_to(pool.ref) as registry:
+        async with talking_to(agents_of(pool)) as registry:
             tables = registry.follow()
             await registry.call(joining("silent", lease_s=1.0))
             start = time.monotonic()
@@ -76,7 +76,7 @@ def test_a_lease_that_is_renewed_does_not_end_and_is_no_news(pool: ServerPool) -
     load = ServerLoad(rows=64, requests=2, queue_ms=1.5)
 
     async def scenario() -> tuple[ServerTable, ServerTable]:
-        async with talking_to(pool.ref) as registry:
+        async with talking_to(agents_of(pool)) as registry:
             await registry.call(joining("alive", lease_s=1.0))
             before = await anext(registry.follow())
             end = time.monotonic() + 2.5
@@ -96,7 +96,7 @@ def test_a_lease_that_is_renewed_does_not_end_and_is_no_news(pool: ServerPool) -
 
 def test_a_server_the_table_does_not_hold_is_told_to_join_again(pool: ServerPool) -> None:
     async def scenario() -> None:
-        async with talking_to(pool.ref) as registry:
+        async with talking_to(agents_of(pool)) as registry:
             before = await anext(registry.follow())
             assert await registry.call(Renew("stranger", ServerLoad())) == Ack(known=False, drain=False)
             assert await anext(registry.follow()) == before
@@ -110,7 +110,7 @@ def test_a_server_that_leaves_is_gone_and_the_owner_knows_why_and_what_it_did(po
     load = ServerLoad(rows=1000, requests=10)
 
     async def scenario() -> ServerTable:
-        async with talking_to(pool.ref) as registry:
+        async with talking_to(agents_of(pool)) as registry:
             await registry.call(joining("leaves"))
             assert await registry.call(leaving("leaves", failed=True, stderr="no device", load=load)) == Ack(False)
             return await anext(registry.follow())
@@ -127,7 +127,7 @@ def test_the_owners_wish_to_drain_reaches_followers_at_once_and_the_agent_with_i
     pool: ServerPool,
 ) -> None:
     async def scenario() -> None:
-        async with talking_to(pool.ref) as registry:
+        async with talking_to(agents_of(pool)) as registry:
             await registry.call(joining("surplus"))
             tables = registry.follow()
             await anext(tables)
@@ -144,7 +144,7 @@ def test_the_owners_wish_to_drain_reaches_followers_at_once_and_the_agent_with_i
 
 def test_followers_hear_the_loads_now_and_then_although_nothing_changes(pool: ServerPool) -> None:
     async def scenario() -> tuple[ServerTable, ServerTable]:
-        async with talking_to(pool.ref) as registry:
+        async with talking_to(agents_of(pool)) as registry:
             tables = registry.follow()
             return await anext(tables), await asyncio.wait_for(anext(tables), HEARTBEAT_S + AT_ONCE_S)
 
@@ -156,9 +156,9 @@ def test_followers_hear_the_loads_now_and_then_although_nothing_changes(pool: Se
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"[]", b"null", b'{"server_id": 3}', b"{" * 5000])
 def test_a_malformed_message_is_refused_and_the_registry_goes_on(pool: ServerPool, method: str, data: bytes) -> None:
     async def scenario() -> tuple[grpc.StatusCode, ServerTable]:
-        async with grpc.aio.insecure_channel(pool.ref.registries[0]) as channel:
-            code = await _refused(channel, method, data, pool.ref.credentials.token)
-        async with talking_to(pool.ref) as registry:
+        async with open_channel(agents_of(pool).registry) as channel:
+            code = await _refused(channel, method, data)
+        async with talking_to(agents_of(pool)) as registry:
             return code, await anext(registry.follow())
 
     code, table = asyncio.run(scenario())
@@ -171,9 +171,9 @@ def test_a_message_of_our_version_that_cannot_be_read_is_refused_without_quoting
     data = b'{"version": "%s", "info": "secret"}' % joining("x").version.encode()
 
     async def scenario() -> Any:
-        async with grpc.aio.insecure_channel(pool.ref.registries[0]) as channel:
+        async with open_channel(agents_of(pool).registry) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await _call(channel, "Join", data, pool.ref.credentials.token)
+                await _call(channel, "Join", data)
             return caught.value
 
     error = asyncio.run(scenario())
@@ -190,23 +190,23 @@ def test_a_follower_that_goes_away_disturbs_nobody(pool: ServerPool) -> None:
             for _ in range(5):
                 async with talking_to(pool.ref) as leaving_client:
                     await anext(leaving_client.follow())
-            await staying.call(joining("late"))
+            async with talking_to(agents_of(pool)) as agent:
+                await agent.call(joining("late"))
             return await asyncio.wait_for(table_when(tables, lambda table: bool(entry_of(table, "late"))), AT_ONCE_S)
 
     assert entry_of(asyncio.run(scenario()), "late") is not None
 
 
-async def _call(channel: Any, method: str, data: bytes, token: str) -> None:
-    metadata = (("authorization", f"Bearer {token}"),)
+async def _call(channel: Any, method: str, data: bytes) -> None:
     path = f"/{SERVICE}/{method}"
     if method == "Follow":
-        async for _ in channel.unary_stream(path)(data, metadata=metadata):
+        async for _ in channel.unary_stream(path)(data):
             return
     else:
-        await channel.unary_unary(path)(data, metadata=metadata)
+        await channel.unary_unary(path)(data)
 
 
-async def _refused(channel: Any, method: str, data: bytes, token: str) -> grpc.StatusCode:
+async def _refused(channel: Any, method: str, data: bytes) -> grpc.StatusCode:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await _call(channel, method, data, token)
+        await _call(channel, method, data)
     return caught.value.code()

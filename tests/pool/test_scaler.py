@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sonic_parsl.pool.scaler import BACK_OFF_S, MAX_BACK_OFF_S, Block, Decision, Demand, Policy, decide
+from sonic_parsl.pool.scaler import (
+    BACK_OFF_S,
+    LAST_WORDS_S,
+    LEAD_MARGIN,
+    MAX_BACK_OFF_S,
+    STARTS_LEARNT,
+    Block,
+    Decision,
+    Demand,
+    Policy,
+    decide,
+    lead_s,
+)
 
 POLICY = Policy(min_servers=2, max_servers=4, start_timeout_s=100.0)
 BUSY = Demand(queue_ms=1000.0)
 IDLE = Demand(idle_s=1000.0)
 CALM = Demand()
+UNSERVED = Demand(unserved_s=math.inf)
 
 
 def queued(name: str, at: float = 0.0) -> Block:
@@ -26,12 +40,12 @@ def starting(name: str, at: float = 0.0) -> Block:
 
 
 def ready(name: str, at: float = 0.0) -> Block:
-    return Block(id=name, submitted_at=at, running_at=at, servers_ready=1, was_ready=True)
+    return Block(id=name, submitted_at=at, running_at=at, servers_ready=1, ready_at=at)
 
 
 def dead(name: str, at: float = 0.0) -> Block:
     """Return a block whose server was ready and is gone, though its job still runs."""
-    return Block(id=name, submitted_at=at, running_at=at, was_ready=True, gone_at=at + 1)
+    return Block(id=name, submitted_at=at, running_at=at, ready_at=at, gone_at=at + 1)
 
 
 def failed(name: str, at: float = 0.0, why: str = "no memory") -> Block:
@@ -50,8 +64,26 @@ def test_a_group_on_its_way_is_left_alone() -> None:
     assert decide([queued("0"), starting("1")], POLICY, CALM, 50.0) == Decision()
 
 
-def test_a_block_in_the_queue_may_wait_for_days() -> None:
+def test_a_block_in_the_queue_may_wait_for_days_while_others_serve() -> None:
     assert decide([queued("0"), queued("1")], POLICY, CALM, 1e6) == Decision()
+
+
+def test_where_nothing_serves_the_pool_is_lost_once_its_jobs_have_waited_for_too_long() -> None:
+    blocks = [queued("0"), queued("1", at=50.0)]
+    assert decide(blocks, POLICY, UNSERVED, 100.0) == Decision()
+    decision = decide(blocks, POLICY, UNSERVED, 101.0)
+    assert decision.lose == "the batch system started no server within 100 s"
+    assert decision.waiting == ("0",)
+
+
+def test_a_job_that_waited_while_others_served_gets_its_time_once_they_are_gone() -> None:
+    blocks = [dead("0"), queued("1")]
+    assert decide(blocks, POLICY, Demand(unserved_s=99.0), 1e6).lose is None
+    assert decide(blocks, POLICY, Demand(unserved_s=101.0), 1e6).waiting == ("1",)
+
+
+def test_a_pool_whose_server_is_starting_is_not_given_up_for_those_in_the_queue() -> None:
+    assert decide([queued("0"), starting("1", at=150.0)], POLICY, UNSERVED, 200.0).lose is None
 
 
 def test_a_dead_server_is_replaced_and_its_job_cancelled() -> None:
@@ -64,8 +96,15 @@ def test_a_dead_server_is_replaced_also_when_the_group_is_idle() -> None:
 
 
 def test_a_block_that_runs_too_long_without_a_ready_server_is_cancelled_and_replaced() -> None:
-    decision = decide([ready("0"), starting("1")], POLICY, CALM, 100.5)
+    silent = replace(starting("1"), servers_starting=0)
+    decision = decide([ready("0"), silent], POLICY, CALM, 100.5)
     assert decision == Decision(start=1, cancel=(("1", "no server was ready 100 s after it started"),))
+
+
+def test_a_late_server_that_has_joined_is_given_time_to_say_why() -> None:
+    blocks = [ready("0"), starting("1")]
+    assert decide(blocks, POLICY, CALM, 100.5) == Decision()
+    assert decide(blocks, POLICY, CALM, 100.5 + LAST_WORDS_S).cancel[0][0] == "1"
 
 
 def test_a_draining_server_counts_no_more_and_is_not_cancelled() -> None:
@@ -101,20 +140,28 @@ def test_the_pool_is_lost_after_so_many_failures_in_a_row_and_says_why() -> None
     blocks = [failed("0"), failed("1"), failed("2", why="E1123 libcuda.so not found")]
     decision = decide(blocks, POLICY, CALM, 1e3)
     assert decision.lose is not None
-    assert decision.lose.startswith("3 servers in a row failed to start. The last one, block 2: E1123 libcuda")
+    assert decision.lose.startswith("3 servers in a row failed to start. Mend what they say:")
+    assert decision.lose.splitlines()[1:] == ["  blocks 0, 1: no memory", "  block 2: E1123 libcuda.so not found"]
     assert decision.start == 0
 
 
 def test_a_pool_that_is_lost_cancels_what_is_still_running() -> None:
     blocks = [failed("0"), failed("1"), starting("2")]
-    decision = decide(blocks, POLICY, CALM, 101.0)
+    decision = decide(blocks, POLICY, CALM, 101.0 + LAST_WORDS_S)
     assert decision.lose is not None
     assert [block for block, _ in decision.cancel] == ["2"]
 
 
-def test_a_group_goes_on_with_the_servers_it_has() -> None:
-    blocks = [ready("0"), failed("1"), failed("2"), failed("3")]
-    assert decide(blocks, POLICY, BUSY, 1e3) == Decision()
+def test_a_group_goes_on_with_the_servers_it_has_and_tries_again_now_and_then() -> None:
+    blocks = [ready("0"), *(failed(str(number)) for number in range(1, 9))]
+    assert decide(blocks, POLICY, BUSY, MAX_BACK_OFF_S - 0.1) == Decision()
+    assert decide(blocks, POLICY, BUSY, MAX_BACK_OFF_S) == Decision(start=1)
+
+
+def test_a_group_that_cannot_start_does_not_lose_a_pool_that_others_serve() -> None:
+    blocks = [failed("0"), failed("1"), failed("2")]
+    assert decide(blocks, POLICY, replace(CALM, served_elsewhere=True), 1e3) == Decision(start=2, hopeless=True)
+    assert decide(blocks, POLICY, CALM, 1e3).lose is not None
 
 
 def test_a_server_that_was_ready_ends_the_row_of_failures() -> None:
@@ -136,6 +183,61 @@ def test_a_job_that_vanished_without_a_word_is_a_failure() -> None:
     assert decision.lose.endswith("its job ended before a server was ready")
 
 
+# Walltimes -------------------------------------------------------------------
+
+LONE = Policy(min_servers=1, max_servers=1, drain_before_s=120.0)
+
+
+def ending(name: str, at: float, *, took_s: float = 40.0) -> Block:
+    """Return a block that was ready `took_s` after it was submitted at 0, and whose walltime ends at `at`."""
+    return replace(ready(name), ready_at=took_s, ends_at=at)
+
+
+def test_a_replacement_is_asked_for_as_long_before_the_drain_as_a_start_takes() -> None:
+    blocks = [ending("0", at=1000.0, took_s=40.0)]
+    asked_at = 1000.0 - LONE.drain_before_s - LEAD_MARGIN * 40.0
+    assert decide(blocks, LONE, CALM, asked_at - 0.1) == Decision()
+    assert decide(blocks, LONE, CALM, asked_at) == Decision(start=1, replaced=("0",))
+
+
+def test_it_is_asked_for_once() -> None:
+    blocks = [replace(ending("0", at=1000.0), replaced=True), queued("1", at=830.0)]
+    assert decide(blocks, LONE, CALM, 840.0) == Decision()
+
+
+def test_the_longest_of_the_last_starts_is_what_a_start_takes() -> None:
+    slow = [replace(dead(str(number)), ready_at=500.0) for number in range(2)]
+    quick = [replace(dead(str(number)), ready_at=float(number)) for number in range(2, 2 + STARTS_LEARNT)]
+    assert lead_s([*slow, *quick[1:]]) == LEAD_MARGIN * 500.0
+    assert lead_s([*slow, *quick]) == LEAD_MARGIN * (1 + STARTS_LEARNT)
+    assert lead_s([queued("0")]) == 0.0
+
+
+def test_what_an_idle_group_does_not_need_is_not_replaced_and_goes_first() -> None:
+    blocks = [ending("0", at=100.0), ready("1"), ready("2")]
+    assert decide(blocks, POLICY, IDLE, 50.0) == Decision(drain=("0",))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    start_s=st.floats(0, 60),
+    walltime_s=st.floats(250, 500),
+    drain_before_s=st.floats(5, 120),
+    count=st.integers(1, 3),
+)
+def test_generations_follow_each_other_without_a_gap(
+    start_s: float, walltime_s: float, drain_before_s: float, count: int
+) -> None:
+    policy = Policy(min_servers=count, max_servers=count, drain_before_s=drain_before_s)
+    life = Life(policy, lambda _: (True, start_s), walltime_s=walltime_s)
+    while life.now < 4 * walltime_s:
+        life.step()
+        if life.now > start_s + 2:
+            assert sum(block.servers_ready for block in life.blocks) >= count, life.now
+        assert life.live() <= 2 * count
+    assert len(life.blocks) >= 3 * count
+
+
 # A group's life -------------------------------------------------------------
 
 
@@ -147,6 +249,7 @@ class Life:
     fate: Callable[[int], tuple[bool, float]]
     """Whether block n becomes ready, and how many seconds after its start it is ready or fails."""
     demand: Callable[[float], Demand] = lambda _: CALM
+    walltime_s: float | None = None
     now: float = 0.0
     blocks: list[Block] = field(default_factory=list)
     lost: str | None = None
@@ -159,6 +262,7 @@ class Life:
         self.now += 1.0
         self.blocks = [self._age(number, block) for number, block in enumerate(self.blocks)]
         decision = decide(self.blocks, self.policy, self.demand(self.now), self.now)
+        self.blocks = [replace(b, replaced=b.replaced or b.id in decision.replaced) for b in self.blocks]
         ended = {block for block, _ in decision.cancel} | set(decision.drain)
         late = {block for block, why in decision.cancel if why.startswith("no server")}
         for number, block in enumerate(self.blocks):
@@ -176,7 +280,10 @@ class Life:
         if block.cancelled or block.job_ended or self.now - block.submitted_at < after_s:
             return block if block.running_at is not None else replace(block, running_at=self.now)
         if good:
-            return replace(block, servers_ready=1, was_ready=True)
+            ends_at = None if self.walltime_s is None else block.submitted_at + self.walltime_s
+            if ends_at is not None and self.now >= ends_at - self.policy.drain_before_s:
+                return replace(block, servers_ready=0, gone_at=self.now, job_ended=True)
+            return replace(block, servers_ready=1, ready_at=block.ready_at or self.now, ends_at=ends_at)
         return replace(block, job_ended=True, failure=f"broken {block.id}")
 
 

@@ -9,28 +9,37 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import psutil
 import pytest
 
-from sonic_parsl.errors import PoolError, PoolLostError
+from sonic_parsl.errors import ConfigError, ModelMismatchError, PoolError, PoolLostError
+from sonic_parsl.pool import pool as pool_module
 from sonic_parsl.pool.pool import ServerPool
+from sonic_parsl.poolref import POOL_ENV, PoolRef, StaticServer
 from sonic_parsl.ports import free_port
-from sonic_parsl.protocol import POOL_ENV, Lose, PoolRef, Renew, ServerLoad
+from sonic_parsl.protocol import Ack, Renew, ServerLoad
 from tests.leaks import wait_until
 from tests.pool.conftest import (
+    BLOCK,
+    GROUP,
+    agents_of,
     departure_of,
     entry_of,
     is_listening,
     joining,
     leaving,
     registry_of,
+    secrets_of,
     table_when,
     talking_to,
 )
+
+T = TypeVar("T")
 
 GONE_S = 4.0
 """A registry looks after its owner every half second; the rest is a busy machine's."""
@@ -39,6 +48,7 @@ DRIVER = """
 import ctypes, os, sys
 from pathlib import Path
 from sonic_parsl.pool.pool import ServerPool
+from sonic_parsl.poolref import POOL_ENV, PoolRef, StaticServer
 
 def hold_the_gil():
     sys.stdin.readline()
@@ -55,7 +65,9 @@ def fork_a_child_that_holds_the_pipe():
 with ServerPool(run_dir=Path(sys.argv[1])) as pool:
     if sys.argv[2] == "fork":
         fork_a_child_that_holds_the_pipe()
-    print(pool.ref_path, flush=True)
+    path = pool.run_dir / "agents.json"
+    pool.admit(sys.argv[3], sys.argv[4]).write(path)
+    print(path, flush=True)
     if sys.argv[2] == "gil":
         hold_the_gil()
     for line in sys.stdin:
@@ -66,8 +78,8 @@ with ServerPool(run_dir=Path(sys.argv[1])) as pool:
 
 @contextmanager
 def driver(folder: Path, what: str = "") -> Iterator[tuple[subprocess.Popen[str], PoolRef, psutil.Process]]:
-    """Start another process that owns a pool; yield it, how to find the pool, and the pool's registry."""
-    argv = [sys.executable, "-c", DRIVER, str(folder / "run"), what]
+    """Start another process that owns a pool; yield it, how agents find the pool, and the pool's registry."""
+    argv = [sys.executable, "-c", DRIVER, str(folder / "run"), what, GROUP, BLOCK]
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdin is not None
@@ -137,12 +149,12 @@ def test_it_can_be_started_again_with_new_credentials(tmp_path: Path) -> None:
     pool = ServerPool(run_dir=tmp_path / "run")
     with pool:
         first = pool.ref
-        longest_answer_s(first, servers=2)
+        longest_answer_s(agents_of(pool), servers=2)
         pool.lose("a test says so")
     with pool:
         assert pool.ref.credentials != first.credentials
         assert (pool.table.servers, pool.table.lost, pool.departures) == ((), None, [])
-        longest_answer_s(pool.ref, servers=1)
+        longest_answer_s(agents_of(pool), servers=1)
         pool.wait_ready(timeout_s=5.0)
 
 
@@ -161,10 +173,11 @@ def test_it_lives_from_its_first_member_to_its_last(tmp_path: Path) -> None:
 def test_its_secret_is_in_no_argument_no_environment_and_no_text(
     pool: ServerPool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    registry, secret = registry_of(pool.ref), pool.ref.credentials.token
+    registry, block = registry_of(pool.ref), agents_of(pool)
     pool.drain("nobody", "a test says so")
-    shown = [*registry.cmdline(), *registry.environ().values(), repr(pool), repr(pool.ref), caplog.text]
-    assert not [text for text in shown if secret in text]
+    shown = [*registry.cmdline(), *registry.environ().values(), repr(pool), repr(pool.ref), repr(block), caplog.text]
+    for secret in secrets_of(pool.ref, block):
+        assert not [text for text in shown if secret in text]
 
 
 def test_ctrl_c_in_the_drivers_terminal_does_not_reach_the_registry(pool: ServerPool) -> None:
@@ -200,7 +213,7 @@ def test_waiting_for_servers_ends_when_they_are_ready_and_says_what_there_is_whe
     pool: ServerPool,
 ) -> None:
     async def scenario() -> None:
-        async with talking_to(pool.ref) as registry:
+        async with talking_to(agents_of(pool)) as registry:
             with pytest.raises(PoolLostError, match=r"0 of 1 servers are ready after 0\.1 s: none joined"):
                 pool.wait_ready(timeout_s=0.1)
             await registry.call(joining("slow", "starting"))
@@ -217,7 +230,7 @@ def test_a_failed_server_and_its_last_words_are_in_the_owners_log(
     pool: ServerPool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
-        async with talking_to(pool.ref) as registry:
+        async with talking_to(agents_of(pool)) as registry:
             await registry.call(leaving("broken", failed=True, stderr="no such device"))
 
     asyncio.run(scenario())
@@ -229,7 +242,7 @@ def test_a_failed_server_and_its_last_words_are_in_the_owners_log(
 
 def test_a_pool_given_up_is_lost_for_everybody_and_agents_are_asked_to_end(tmp_path: Path) -> None:
     async def scenario(pool: ServerPool) -> None:
-        async with talking_to(pool.ref) as registry:
+        async with talking_to(agents_of(pool)) as registry:
             await registry.call(joining("a"))
             tables = registry.follow()
             await anext(tables)
@@ -247,8 +260,38 @@ def test_a_pool_given_up_is_lost_for_everybody_and_agents_are_asked_to_end(tmp_p
 # Something is killed, or busy -----------------------------------------------------
 
 
-def test_a_registry_that_is_killed_is_the_end_of_the_pool_and_the_reason_is_said(tmp_path: Path) -> None:
+def test_a_registry_that_is_killed_is_started_again_and_servers_and_clients_stay(tmp_path: Path) -> None:
+    async def scenario(pool: ServerPool) -> None:
+        async with talking_to(agents_of(pool)) as agent, talking_to(pool.ref) as client:
+            await agent.call(joining("stays"))
+            before = await anext(client.follow())
+            old = registry_of(pool.ref)
+            old.kill()
+            old.wait(5.0)
+            await again(lambda: agent.call(Renew("stays", ServerLoad(rows=3))))
+            after = await again(lambda: anext(client.follow()))
+            assert [entry.info for entry in after.servers] == [entry.info for entry in before.servers]
+            assert after.generation > before.generation
+            with pytest.raises(ModelMismatchError, match="digest"):
+                await agent.call(joining("changed", digest="cd" * 32))
+        assert pool.wait_for(lambda table: table.generation >= after.generation, 5.0)
+
+    with ServerPool(run_dir=tmp_path / "run") as opened:
+        ref = opened.ref
+        asyncio.run(scenario(opened))
+        assert opened.ref == ref
+        assert opened.table.lost is None
+
+
+def test_a_registry_that_ends_again_and_again_is_the_end_of_the_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "MAX_RESTARTS", 1)
     with ServerPool(run_dir=tmp_path / "run") as pool:
+        first = registry_of(pool.ref)
+        first.kill()
+        first.wait(5.0)
+        wait_until(lambda: is_listening(pool.ref.registries[0]), 10.0)
         registry_of(pool.ref).kill()
         assert pool.wait_for(lambda table: table.lost is not None, 5.0)
         with pytest.raises(PoolLostError, match=r"The pool is lost: the registry ended by itself \(exit code -9\)"):
@@ -258,19 +301,15 @@ def test_a_registry_that_is_killed_is_the_end_of_the_pool_and_the_reason_is_said
     assert not pool.run_dir.exists()
 
 
-def test_clients_and_agents_of_a_registry_that_is_killed_are_told_so(tmp_path: Path) -> None:
-    async def scenario(ref: PoolRef) -> None:
-        async with talking_to(ref) as registry:
-            tables = registry.follow()
-            await anext(tables)
-            registry_of(ref).kill()
-            with pytest.raises(PoolLostError, match="registry cannot be reached"):
-                await asyncio.wait_for(anext(tables), 5.0)
-            with pytest.raises(PoolLostError, match="registry cannot be reached"):
-                await registry.call(Renew("a", ServerLoad()))
-
-    with ServerPool(run_dir=tmp_path / "run") as pool:
-        asyncio.run(scenario(pool.ref))
+async def again(ask: Callable[[], Awaitable[T]], timeout_s: float = 10.0) -> T:
+    """Ask until the registry is there."""
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            return await ask()
+        except PoolLostError:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("what", ["", "fork"])
@@ -305,12 +344,49 @@ def test_a_driver_that_reads_nothing_does_not_stall_the_registry_and_catches_up_
         assert process.stdout.readline() == f"{servers}\n"
 
 
-def test_a_command_that_is_none_ends_the_registry_and_the_owner_hears_of_it(tmp_path: Path) -> None:
+def test_a_command_that_is_none_ends_the_registry_and_another_takes_over(tmp_path: Path) -> None:
     with ServerPool(run_dir=tmp_path / "run") as pool:
-        registry = pool._registry
-        assert registry is not None
-        assert registry.stdin is not None
-        registry.stdin.write(type(Lose("")).__name__.encode() + b" {}\n")
-        registry.stdin.flush()
-        assert pool.wait_for(lambda table: table.lost is not None, 5.0)
-        assert pool.table.lost == "the registry ended by itself (exit code 1)"
+        first = registry_of(pool.ref)
+        process = pool._registry
+        assert process is not None
+        process.send(cast("Any", Ack()))  # which no owner says
+        first.wait(5.0)
+        wait_until(lambda: is_listening(pool.ref.registries[0]), 10.0)
+        assert pool.table.lost is None
+
+
+# Security ---------------------------------------------------------------------------
+
+
+def test_each_block_gets_a_certificate_in_its_own_name_and_no_secret_of_others(tmp_path: Path) -> None:
+    gateway = StaticServer("gate-static-0", "gate", "gpu", "127.0.0.1:9", ("m",), token="hunter2")
+    with ServerPool(run_dir=tmp_path / "run", static=(gateway,)) as pool:
+        refs = [pool.admit("cpu", "0"), pool.admit("cpu", "1"), pool.ref]
+        assert len(set(secrets_of(*refs))) == 3
+        assert refs[0].static == refs[1].static == ()
+        assert refs[2].static == (gateway,)
+        assert "hunter2" not in f"{pool!r} {pool.ref!r}"
+
+
+def test_a_pool_without_security_needs_no_certificate_on_this_machine(tmp_path: Path) -> None:
+    with ServerPool(run_dir=tmp_path / "run", security="none") as pool:
+        assert pool.ref.credentials is pool.admit(GROUP, BLOCK).credentials is None
+        longest_answer_s(pool.ref, servers=1)
+        assert pool.wait_ready(timeout_s=5.0).ready
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "192.0.2.1", "node7"])
+def test_a_pool_without_security_that_others_could_reach_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match=rf"without security cannot listen at {address}: .*Leave out `security: no"):
+        ServerPool(address=address, security="none")
+
+
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(ConfigError, match=r"open can be written to by others.*chmod go-w"):
+        ServerPool(run_dir=folder).start()
+    folder.chmod(0o755)
+    with ServerPool(run_dir=folder) as pool:
+        assert pool.ref_path.stat().st_mode & 0o777 == 0o600

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import shutil
 import subprocess
@@ -17,9 +18,11 @@ from typing import Any
 import numpy as np
 import psutil
 
+from sonic_parsl.credentials import Peer
 from sonic_parsl.kserve import Array, KServe
 from sonic_parsl.pool.pool import ServerPool
-from sonic_parsl.protocol import POOL_ENV, Departure, ServerEntry, ServerState
+from sonic_parsl.poolref import POOL_ENV, PoolRef
+from sonic_parsl.protocol import Departure, ServerEntry, ServerState
 from sonic_parsl.server.runtimes import SHARED_MEMORY
 from sonic_parsl.server.spec import ServerSpec
 from tests.leaks import wait_until
@@ -57,6 +60,10 @@ class RunningAgent:
         assert entry is not None
         return entry
 
+    def ready_peer(self) -> Peer:
+        """Wait until it is ready; return how a client of the pool reaches its Triton."""
+        return self.pool.ref.server(self.wait_for("ready").info)
+
     def departure(self) -> Departure:
         """Wait until the pool's owner hears of its end; return what it heard first."""
         wait_until(self._departures, START_S, what=self.log.read_text)
@@ -75,16 +82,24 @@ class RunningAgent:
 
     def triton(self) -> psutil.Process:
         """Wait until its Triton runs; return it."""
-        wait_until(lambda: self._named("tritonserver"), START_S, what=self.log.read_text)
-        return self._named("tritonserver")[0]
+        return self._wait_for("tritonserver")
 
     def stub(self) -> psutil.Process:
         """Wait until Triton has started a process for a model; return it."""
-        wait_until(lambda: self._named("triton_python_backend_stub"), START_S, what=self.log.read_text)
-        return self._named("triton_python_backend_stub")[0]
+        return self._wait_for("triton_python_backend_stub")
 
     def _departures(self) -> list[Departure]:
         return [one for one in self.pool.departures if one.group == self.group]
+
+    def _wait_for(self, name: str) -> psutil.Process:
+        found: list[psutil.Process] = []
+
+        def is_there() -> bool:
+            found[:] = self._named(name)
+            return bool(found)
+
+        wait_until(is_there, START_S, what=self.log.read_text)
+        return found[0]
 
     def _named(self, name: str) -> list[psutil.Process]:
         found = []
@@ -96,24 +111,28 @@ class RunningAgent:
         return found
 
 
-def start_agent(pool: ServerPool, folder: Path, repository: Path, *models: str, **spec: Any) -> RunningAgent:
-    """Start an agent; what `spec` does not say is short and small."""
+def start_agent(
+    pool: ServerPool, folder: Path, repository: Path, *models: str, ref: PoolRef | None = None, **spec: Any
+) -> RunningAgent:
+    """Start an agent, let in by `ref` if that is given; what `spec` does not say is short and small."""
     group = f"g{uuid.uuid4().hex[:8]}"
     settings = {"lease_s": LEASE_S, "start_timeout_s": START_S, "drain_s": 10.0, **spec}
     path, log = folder / f"{group}.json", folder / f"{group}.log"
     ServerSpec(group=group, repository=repository, models=models, **settings).write(path)
     command = [sys.executable, "-m", "sonic_parsl.server.agent", "--spec", str(path), "--block", "0"]
+    ref_path = folder / f"{group}-block.json"
+    (ref or pool.admit(group, "0")).write(ref_path)
     with log.open("wb") as output:
-        process = psutil.Popen(
-            ["env", f"{POOL_ENV}={pool.ref_path}", *command], stdout=output, stderr=subprocess.STDOUT
-        )
+        process = psutil.Popen(["env", f"{POOL_ENV}={ref_path}", *command], stdout=output, stderr=subprocess.STDOUT)
     return RunningAgent(process, group, pool, log)
 
 
 @contextmanager
-def agent(pool: ServerPool, folder: Path, repository: Path, *models: str, **spec: Any) -> Iterator[RunningAgent]:
+def agent(
+    pool: ServerPool, folder: Path, repository: Path, *models: str, ref: PoolRef | None = None, **spec: Any
+) -> Iterator[RunningAgent]:
     """Run an agent; at the end nothing is left of it, nor is it if the test fails."""
-    started = start_agent(pool, folder, repository, *models, **spec)
+    started = start_agent(pool, folder, repository, *models, ref=ref, **spec)
     try:
         yield started
     finally:
@@ -143,15 +162,22 @@ def assert_gone(family: list[psutil.Process], shm_prefix: str, timeout_s: float 
 
 
 def timed(folder: Path, *, t0_ms: int) -> tuple[Path, Path]:
-    """Copy the models; "timed" needs so long for a request, and makes the file that is returned too when it begins."""
+    """Copy the models; "timed" needs so long for a request, and makes the file that is returned too when it begins.
+
+    Each copy has a version number of its own: they differ, and one pool may see them all.
+    """
     repository, begun = folder / "repository", folder / "begun"
     shutil.copytree(MODELS, repository)
-    config, code = repository / "timed" / "config.pbtxt", repository / "timed" / "1" / "model.py"
+    version = (repository / "timed" / "1").rename(repository / "timed" / str(next(_versions)))
+    config, code = repository / "timed" / "config.pbtxt", version / "model.py"
     config.write_text(config.read_text().replace('string_value: "10"', f'string_value: "{t0_ms}"'))
     code.write_text(
         code.read_text().replace("time.sleep(", f"len(rows) > 1 and open({str(begun)!r}, 'w').close(); time.sleep(")
     )
     return repository, begun
+
+
+_versions = itertools.count(2)
 
 
 def initialized_by(folder: Path, *lines: str) -> Path:
@@ -166,11 +192,11 @@ def initialized_by(folder: Path, *lines: str) -> Path:
     return repository
 
 
-def ask(address: str, model: str, rows: Array, *, timeout_s: float = 30.0) -> Array:
+def ask(peer: Peer, model: str, rows: Array, *, timeout_s: float = 30.0) -> Array:
     """Send a request and return the answer."""
 
     async def request() -> Array:
-        server = KServe(address)
+        server = KServe(peer)
         try:
             answer = await server.infer(model, "", {"INPUT0": rows}, ["OUTPUT0"], timeout_s=timeout_s, rows=len(rows))
         finally:

@@ -14,6 +14,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.ports import free_port
 from sonic_parsl.server.install import WheelInstallation, install
 from sonic_parsl.server.runtimes import SHARED_MEMORY, TritonOptions, WheelRuntime, remove_shared_memory
@@ -72,7 +73,8 @@ def running_triton(repository: Path, models: tuple[str, ...], log: Path) -> Iter
             with suppress(psutil.NoSuchProcess):
                 process.kill()
             process.wait()
-            psutil.wait_procs(children, timeout=10)
+            for stub in psutil.wait_procs(children, timeout=5)[1]:
+                stub.kill()  # one that was computing at that moment waits for ever; an agent's guard ends it
             remove_shared_memory(options.shm_prefix)
 
 
@@ -80,6 +82,13 @@ def running_triton(repository: Path, models: tuple[str, ...], log: Path) -> Iter
 def installed() -> WheelInstallation:
     """Triton, installed in the user's cache."""
     return install()
+
+
+@pytest.fixture(scope="module")
+def pool(installed: WheelInstallation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPool]:
+    """A pool that agents may join."""
+    with ServerPool(run_dir=tmp_path_factory.mktemp("pool") / "run") as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from sonic_parsl.server.install import (
     pip_problem,
     platform_problem,
 )
+from tests.installation import copied
 
 
 @pytest.mark.parametrize("version", ["2.35", "2.36", "2.41", "3.0", "2.35.1"])
@@ -117,12 +118,9 @@ def test_two_installations_at_once_mend_a_half_made_one(tmp_path: Path) -> None:
 def test_an_installation_with_an_older_backend_of_ours_is_brought_up_to_date(
     installed: WheelInstallation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    copy = tmp_path / "server" / installed.folder.name
-    (copy / "backends/onnxruntime").mkdir(parents=True)
+    copy = copied(installed, tmp_path)
+    (copy / "backends/onnxruntime/model.py").unlink()
     (copy / "backends/onnxruntime/model.py").write_text("old")
-    (copy / "python/bin").mkdir(parents=True)
-    (copy / "python/bin/python").symlink_to(sys.executable)
-    (copy / "installed.json").write_bytes((installed.folder / "installed.json").read_bytes())
     monkeypatch.setenv("SONIC_PARSL_CACHE", str(tmp_path))
     with pytest.raises(RuntimeMissingError):
         find()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sonic_parsl.errors import ConfigError, RuntimeMissingError
 from sonic_parsl.server.runtimes.command import Command, TritonOptions, triton_flags
 
-IMAGE_REPOSITORY = "/models"
-"""Where an image finds the model repository."""
+IMAGE_REPOSITORY, IMAGE_KEYS = Path("/models"), Path("/keys")
+"""Where an image finds the model repository, and the server's certificate and key."""
 
 BIND_SAFE = re.compile(r"[^:,]+")
 
@@ -67,9 +67,12 @@ class ApptainerRuntime:
         env = dict(os.environ)
         env.update(self._inside(Path(program).name.upper()))
         nv = ("--nv",) if self.gpu else ()
-        bind = f"{repository}:{IMAGE_REPOSITORY}:ro"
-        argv = (program, "exec", "--cleanenv", "--no-home", *nv, "--bind", bind, self.image, "tritonserver")
-        return Command((*argv, *triton_flags(options, repository=IMAGE_REPOSITORY)), env)
+        binds = ["--bind", f"{repository}:{IMAGE_REPOSITORY}:ro"]
+        if options.keys is not None:
+            binds += ["--bind", f"{options.keys}:{IMAGE_KEYS}:ro"]
+        argv = (program, "exec", "--cleanenv", "--no-home", *nv, *binds, self.image, "tritonserver")
+        inside = replace(options, repository=IMAGE_REPOSITORY, keys=options.keys and IMAGE_KEYS)
+        return Command((*argv, *triton_flags(inside)), env)
 
     def _inside(self, program: str) -> dict[str, str]:
         """Return the variables by which apptainer sets those inside, which ``--cleanenv`` empties."""

@@ -12,6 +12,9 @@ from typing import Protocol
 
 from sonic_parsl.server.runtimes.shared_memory import new_shm_prefix
 
+KEY_FILES = {"server-cert": "certificate.pem", "server-key": "key.pem", "root-cert": "authority.pem"}
+"""Triton's words for what it shows and checks, and the files these are in."""
+
 FOREIGN = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONUSERBASE", "VIRTUAL_ENV", "LD_PRELOAD")
 """Variables that would lead the server's Python into the environment of the analysis, and to its numpy."""
 
@@ -32,6 +35,9 @@ class TritonOptions:
         How long Triton waits for requests in flight after SIGTERM.
     shm_prefix
         What the names of its shared memory begin with, see :func:`remove_shared_memory`.
+    keys
+        Folder with the files of :data:`KEY_FILES`: then it speaks TLS, to who has a certificate of the
+        same authority only. It reads them while it starts.
     """
 
     repository: Path
@@ -40,6 +46,7 @@ class TritonOptions:
     port: int
     exit_timeout_s: int = 10
     shm_prefix: str = field(default_factory=new_shm_prefix)
+    keys: Path | None = None
 
     def on_port(self, port: int) -> TritonOptions:
         """Return the same on another port."""
@@ -79,10 +86,10 @@ class Runtime(Protocol):
         """
 
 
-def triton_flags(options: TritonOptions, *, repository: str) -> tuple[str, ...]:
-    """Return the arguments of ``tritonserver``; `repository` as it sees it."""
+def triton_flags(options: TritonOptions) -> tuple[str, ...]:
+    """Return the arguments of ``tritonserver``; the folders in `options` are as it sees them."""
     return (
-        f"--model-repository={repository}",
+        f"--model-repository={options.repository.absolute()}",
         "--model-control-mode=explicit",
         *(f"--load-model={model}" for model in options.models),
         f"--grpc-address={options.address}",
@@ -91,6 +98,15 @@ def triton_flags(options: TritonOptions, *, repository: str) -> tuple[str, ...]:
         "--allow-metrics=false",
         f"--exit-timeout-secs={options.exit_timeout_s}",
         f"--backend-config=python,shm-region-prefix-name={options.shm_prefix}",
+        *(() if options.keys is None else _tls_flags(options.keys)),
+    )
+
+
+def _tls_flags(keys: Path) -> tuple[str, ...]:
+    return (
+        "--grpc-use-ssl=true",
+        "--grpc-use-ssl-mutual=true",
+        *(f"--grpc-{part}={keys / name}" for part, name in KEY_FILES.items()),
     )
 
 

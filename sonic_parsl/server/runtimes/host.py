@@ -56,7 +56,7 @@ class HostRuntime:
         env["PYTHONNOUSERSITE"] = "1"
         if not self.gpu:
             env["CUDA_VISIBLE_DEVICES"] = ""
-        return Command((path, *triton_flags(options, repository=str(options.repository.absolute()))), env)
+        return Command((path, *triton_flags(options)), env)
 
 
 def _without_own_python(path: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sonic_parsl.errors import ConfigError, RuntimeMissingError
 from sonic_parsl.server import install
+from sonic_parsl.server.damage import damage
 from sonic_parsl.server.runtimes.command import Command, TritonOptions, folders_in, triton_flags, without_foreign
 
 SHELL_SAFE = re.compile(r"[\w./+@%=:,~-]+")
@@ -33,6 +34,8 @@ class WheelRuntime:
             folder = install.find().folder
         except RuntimeMissingError as error:
             return [*found, str(error)]
+        if damaged := damage(folder):
+            found.append(f"Triton in {folder} is damaged: {damaged}. Run `{install.COMMAND}`, which makes it anew.")
         if not SHELL_SAFE.fullmatch(str(folder)):
             found.append(f"Triton's python backend hangs where its path {folder} needs quoting. Set SONIC_PARSL_CACHE.")
         return found
@@ -52,7 +55,7 @@ class WheelRuntime:
         env["PATH"] = f"{installed.python_bin}{os.pathsep}{env.get('PATH', os.defpath)}"
         env["PYTHONNOUSERSITE"] = "1"
         env["CUDA_VISIBLE_DEVICES"] = ""
-        flags = triton_flags(options, repository=str(options.repository.absolute()))
+        flags = triton_flags(options)
         return Command((str(installed.tritonserver), *flags, f"--backend-directory={installed.backends}"), env)
 
 

@@ -1,0 +1,56 @@
+"""A thread that starts something, keeps it, and stops it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class Keeper:
+    """A thread that starts something, waits, and stops it.
+
+    What Parsl starts is tied to the thread that starts it (the kernel sends the death signal when that
+    thread ends), and cleaning up should not be cut short by a Ctrl-C in the main thread: so neither
+    happens in the user's thread.
+    """
+
+    def __init__(self, start: Callable[[], None], stop: Callable[[], None]) -> None:
+        self._start, self._stop = start, stop
+        self._started = threading.Event()
+        self._ending = threading.Event()
+        self._error: BaseException | None = None
+        self._stop_error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Start; raises what starting raised, after stopping what was started."""
+        self._thread = threading.Thread(target=self._run, name="sonic-parsl-site", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        if self._error is not None:
+            self._thread.join()
+            raise self._error
+
+    def close(self) -> None:
+        """Stop and wait; may be called twice. Raises what stopping raised."""
+        self._ending.set()
+        if self._thread is not None:
+            self._thread.join()
+        error, self._stop_error = self._stop_error, None
+        if error is not None:
+            raise error
+
+    def _run(self) -> None:
+        try:
+            self._start()
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that asked
+            self._error = error
+        else:
+            self._started.set()
+            self._ending.wait()
+        finally:
+            try:
+                self._stop()
+            except BaseException as error:  # noqa: BLE001 - raised again in the thread that closes
+                self._stop_error = error
+            self._started.set()

@@ -1,0 +1,122 @@
+"""A pool that outlives its runs: kept by a process of its own until it is stopped or nobody has asked for long."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from sonic_parsl import site as site_file
+from sonic_parsl.errors import PoolError, PoolLostError
+from sonic_parsl.executors.pool_line import PoolLine
+from sonic_parsl.executors.site import open_pool
+from sonic_parsl.pool import named
+from sonic_parsl.pool.view import PoolView
+
+LOOK_S = 1.0
+POLL_S = 0.1
+PROGRAM = "from sonic_parsl.cli import main; main()"
+
+
+@dataclass
+class IdleWatch:
+    """Tells when nobody has asked the servers anything for long.
+
+    Attributes
+    ----------
+    idle_s
+        For how long, in seconds.
+    """
+
+    idle_s: float
+    _requests: int = -1
+    _since: float = 0.0
+
+    def is_over(self, requests: int, now: float) -> bool:
+        """Return whether it is time to end.
+
+        Parameters
+        ----------
+        requests
+            What all servers there were have answered so far.
+        now
+            Time of a monotonic clock, in seconds.
+        """
+        if requests != self._requests:
+            self._requests, self._since = requests, now
+        return now - self._since >= self.idle_s
+
+
+def keep_pool(
+    name: str, site: str, *, models: Path | None, idle_s: float, console: Console, on_up: Callable[[], None]
+) -> str:
+    """Own a pool until it is idle for `idle_s` seconds or this process is told to end; return why it ended.
+
+    Parameters
+    ----------
+    console
+        Gets a line whenever the number of servers changes.
+    on_up
+        Called once others can attach.
+
+    Raises
+    ------
+    ConfigError
+        A pool of this name runs already, or something is wrong with the site.
+    PoolLostError
+        The pool was lost.
+    """
+    watch = IdleWatch(idle_s)
+    with named.owning(name, site=site_file.find(site).absolute()), open_pool(name, site, models=models) as opened:
+        on_up()
+        try:
+            with PoolLine(opened.pool, console):
+                while not watch.is_over(_requests(opened.pool), time.monotonic()):
+                    opened.pool.wait_for(lambda table: table.lost is not None, LOOK_S)
+                    if opened.pool.table.lost is not None:
+                        raise PoolLostError(f"The pool is lost: {opened.pool.table.lost}.")
+        except KeyboardInterrupt:
+            return "it was told to"
+    return f"nobody has asked it anything for {idle_s:g} s"
+
+
+def _requests(pool: PoolView) -> int:
+    return sum(entry.load.requests for entry in pool.servers)
+
+
+def start_in_background(name: str, arguments: list[str]) -> int:
+    """Start this program again in the background, and wait until its pool is up; return its process id.
+
+    Parameters
+    ----------
+    arguments
+        What follows the program's name.
+
+    Raises
+    ------
+    PoolError
+        It ended instead; the message has what it said.
+    """
+    named.check_name(name)
+    log = named.log_path(name)
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    while not any(record.name == name and record.pid == process.pid and record.is_up for record in named.running()):
+        if process.poll() is not None:
+            said = log.read_text(errors="replace").strip().removeprefix("Error:").strip()
+            raise PoolError(f"The pool {name} did not start: {said or f'exit code {process.returncode}'}")
+        time.sleep(POLL_S)
+    return process.pid

@@ -1,0 +1,177 @@
+"""Files of events that cannot be read: each is refused before anything starts, by name, with what is wrong."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+import uproot
+
+from sonic_parsl.errors import DataError
+from sonic_parsl.workflows.inputs import make_fileset
+from tests.bad_input.conftest import Call, assert_says, told
+
+Make: TypeAlias = Callable[[Path, bytes], object]
+"""Writes what a case needs into a folder, from the bytes of a real file."""
+
+SIZE = 980772
+COPY_AGAIN = "Copy it again, or leave it out."
+CUT_OR_DAMAGED = "It was cut off or is damaged: copy it again, or leave it out."
+NOTHING = "It was closed before anything was written, or is damaged."
+FORM = 'It should look like {"dataset": ["file.root"]}.'
+
+
+def text(name: str, content: str) -> Make:
+    return lambda folder, _: (folder / name).write_text(content)
+
+
+def cut(at: int) -> Make:
+    return lambda folder, whole: (folder / "bad.root").write_bytes(whole[:at])
+
+
+def objects(**content: object) -> Make:
+    """Write a real ROOT file with these trees and histograms."""
+
+    def write(folder: Path, _: bytes) -> None:
+        with uproot.recreate(folder / "bad.root") as file:
+            for name, value in content.items():
+                file[name] = value
+
+    return write
+
+
+TREE = {"x": np.arange(3)}
+HISTOGRAM = np.histogram([1.0, 2.0])
+
+CASES: list[tuple[str, Make, str, str]] = [
+    ("missing", text("other", ""), "bad.root", "There is no file bad.root."),
+    ("a pattern", text("a.root", ""), "b*.root", "There is no file b*.root."),
+    (
+        "a folder",
+        lambda folder, _: (folder / "bad.root").mkdir(),
+        "bad.root",
+        "bad.root is a folder. Name the files in it: bad.root/*.root.",
+    ),
+    ("no bytes", text("bad.root", ""), "bad.root", f"bad.root is empty. {CUT_OR_DAMAGED}"),
+    (
+        "a text",
+        text("bad.root", "pt eta phi\n" * 9),
+        "bad.root",
+        "bad.root is not a readable ROOT file: it begins with b'pt eta p'. Name ROOT files.",
+    ),
+    (
+        "a web page in its place",
+        text("bad.root", "<!DOCTYPE html><title>Log in</title>"),
+        "bad.root",
+        "bad.root is not a readable ROOT file: it begins with b'<!DOCTYP'. Name ROOT files.",
+    ),
+    (
+        "compressed as a whole",
+        lambda folder, whole: (folder / "bad.root").write_bytes(gzip.compress(whole[:999], mtime=0)),
+        "bad.root",
+        r"bad.root is not a readable ROOT file: it begins with b'\x1f\x8b\x08\x00\x00\x00\x00\x00'. Name ROOT files.",
+    ),
+    ("cut in its header", cut(10), "bad.root", f"bad.root was cut off: it has 10 of 20 bytes. {COPY_AGAIN}"),
+    ("cut after its header", cut(100), "bad.root", f"bad.root was cut off: it has 100 of {SIZE} bytes. {COPY_AGAIN}"),
+    (
+        "cut in its list of objects",
+        cut(1400),
+        "bad.root",
+        f"bad.root was cut off: it has 1400 of {SIZE} bytes. {COPY_AGAIN}",
+    ),
+    (
+        # uproot opens it, and coffea would fail on a worker, at the first branch beyond.
+        "cut in the middle of its events",
+        cut(SIZE // 2),
+        "bad.root",
+        f"bad.root was cut off: it has {SIZE // 2} of {SIZE} bytes. {COPY_AGAIN}",
+    ),
+    (
+        "a byte short",
+        cut(SIZE - 1),
+        "bad.root",
+        f"bad.root was cut off: it has {SIZE - 1} of {SIZE} bytes. {COPY_AGAIN}",
+    ),
+    (
+        "zeros after its header",
+        lambda folder, whole: (folder / "bad.root").write_bytes(whole[:100] + bytes(SIZE - 100)),
+        "bad.root",
+        f"bad.root has no tree 'Events'; it has nothing. {NOTHING}",
+    ),
+    (
+        "other bytes after its header",
+        lambda folder, whole: (folder / "bad.root").write_bytes(whole[:100] + b"\x7f" * (SIZE - 100)),
+        "bad.root",
+        f"bad.root is not a readable ROOT file: … {CUT_OR_DAMAGED}",
+    ),
+    ("another tree", objects(Runs=TREE), "bad.root", "bad.root has no tree 'Events'; it has Runs."),
+    ("no tree", objects(), "bad.root", f"bad.root has no tree 'Events'; it has nothing. {NOTHING}"),
+    (
+        "a histogram for a tree",
+        objects(Events=HISTOGRAM),
+        "bad.root",
+        "'Events' of bad.root is a TH1D and not a tree. There is no tree in it.",
+    ),
+    (
+        "a histogram beside a tree",
+        objects(Events=HISTOGRAM, EventTree=TREE),
+        "bad.root",
+        "'Events' of bad.root is a TH1D and not a tree. Did you mean EventTree?",
+    ),
+    ("a list that is missing", text("other", ""), "bad.json", "bad.json cannot be read: No such file or directory."),
+    (
+        "a list that is no JSON",
+        text("bad.json", '{"tt": ["a.root"'),
+        "bad.json",
+        f"bad.json is not valid JSON: Expecting ',' delimiter: line 1 column 17 (char 16). {FORM}",
+    ),
+    ("a list of names only", text("bad.json", '["a.root"]'), "bad.json", f"bad.json is not a fileset. {FORM}"),
+    (
+        "a dataset without files",
+        text("bad.json", '{"tt": []}'),
+        "bad.json",
+        'bad.json: dataset tt names no files. Write {"dataset": ["file.root"]}.',
+    ),
+    ("a file of a list", text("bad.json", '{"tt": ["gone.root"]}'), "bad.json", "There is no file gone.root."),
+    (
+        "a tree of a list",
+        lambda folder, whole: (
+            text("bad.json", '{"tt": {"files": {"bad.root": "Lumi"}}}')(folder, whole),
+            objects(Events=TREE)(folder, whole),
+        ),
+        "bad.json",
+        "bad.root has no tree 'Lumi'; it has Events.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "argument", "sentence"), [pytest.param(*case[1:], id=case[0]) for case in CASES])
+def test_a_file_that_cannot_be_read_is_named_before_anything_starts(
+    call: Call, tmp_path: Path, events: Path, make: Make, argument: str, sentence: str
+) -> None:
+    make(tmp_path, events.read_bytes())
+    assert_says(told(call("run", "btag_ttbar", argument)), sentence)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("make", "argument", "sentence"), [pytest.param(*case[1:], id=case[0]) for case in CASES[:4]])
+def test_in_python_it_is_an_error_of_ours_that_coffea_does_not_take_for_a_bad_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Path, make: Make, argument: str, sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path, events.read_bytes())
+    with pytest.raises(DataError) as caught:
+        make_fileset([argument])
+    assert str(caught.value) == sentence
+    assert caught.value.__cause__ is None
+    assert not isinstance(caught.value, OSError)
+
+
+def test_debug_shows_where_it_was_noticed(call: Call) -> None:
+    result = call("--debug", "run", "btag_ttbar", "gone.root")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, DataError)  # which Python shows with its traceback

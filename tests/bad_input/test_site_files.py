@@ -1,0 +1,200 @@
+"""Site files that cannot work: each place that is wrong is named before anything starts, with what would be right."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uproot
+
+import sonic_parsl as sonic
+from sonic_parsl.errors import ConfigError, SonicError
+from sonic_parsl.site import user_folder
+from tests.bad_input.conftest import PACKAGED, Call, assert_says, told
+
+SERVERS = "servers: {a: {}}\n"
+LOOK = "Look at brackets, colons and indentation there and just before."
+NOT_MAPPING = "this should be a mapping, with keys of its own."
+
+UNREADABLE: list[tuple[str, bytes, str]] = [
+    ("no bytes", b"", "bad.yaml is not a site file. It should be a mapping with the key 'servers'."),
+    ("a list", b"- a\n- b\n", "bad.yaml is not a site file. It should be a mapping with the key 'servers'."),
+    ("a word", b"local\n", "bad.yaml is not a site file. It should be a mapping with the key 'servers'."),
+    (
+        "a bracket that is open",
+        b"servers: {a: {}",
+        f"bad.yaml is not valid YAML, line 1, column 16: expected ',' or '}}', but got '<stream end>'. {LOOK}",
+    ),
+    (
+        "indentation by a tab",
+        b"servers:\n\ta: {}\n",
+        f"bad.yaml is not valid YAML, line 2, column 1: found character '\\t' that cannot start any token. {LOOK}",
+    ),
+    (
+        "two colons in a line",
+        b"servers: a: b\n",
+        f"bad.yaml is not valid YAML, line 1, column 11: mapping values are not allowed here. {LOOK}",
+    ),
+    (
+        "a key that is there twice",
+        b"servers:\n  a: {}\n  a: {count: 2}\n",
+        f"bad.yaml is not valid YAML, line 3, column 3: the key 'a' is there twice. {LOOK}",
+    ),
+    ("a picture", b"\x89PNG\r\n\x1a\n\x00\xff", "bad.yaml is not valid YAML: …"),
+]
+
+PROBLEMS: list[tuple[str, str, str]] = [
+    ("no servers", "workers: {}", "servers: this key is missing."),
+    ("an empty list of servers", "servers: {}", "servers: this should have an entry at least."),
+    ("an unknown key at the top", "server: {}\n" + SERVERS, "server: there is no such key. Did you mean 'servers'?"),
+    (
+        "an unknown key of a group",
+        "servers: {a: {modles: x}}",
+        "servers.a.modles: there is no such key. Did you mean 'models'?",
+    ),
+    (
+        "a key of Python's spelling",
+        "servers: {a: {start_timeout: 9}}",
+        "servers.a.start_timeout: there is no such key. Did you mean 'start-timeout'?",
+    ),
+    (
+        "a key like no other",
+        SERVERS + "allocation: {zzz: 1}",
+        "allocation.zzz: there is no such key. Known are idle, queue-ms.",
+    ),
+    ("a group that is a list", "servers: {a: [1]}", f"servers.a: {NOT_MAPPING}"),
+    ("a word for a number", "servers: {a: {lease: soon}}", "servers.a.lease: 'soon' should be a valid number…"),
+    ("too small a number", "servers: {a: {lease: 1}}", "servers.a.lease: 1 should be greater than or equal to 3."),
+    ("no count", "servers: {a: {count: 0}}", "servers.a.count.min: 0 should be greater than or equal to 1.…"),
+    (
+        "a word for a count",
+        "servers: {a: {count: many}}",
+        "servers.a.count: 'many' is neither a number nor {min: ..., max: ...}.",
+    ),
+    (
+        "a range that ends before it begins",
+        "servers: {a: {count: {min: 3, max: 2}}}",
+        "servers.a.count: min is 3, which is more than max, 2.",
+    ),
+    ("an unknown device", "servers: {a: {device: tpu}}", "servers.a.device is 'tpu'; known are cpu, gpu."),
+    (
+        "an unknown runtime",
+        "servers: {a: {runtime: docker}}",
+        "servers.a.runtime: 'docker' should be 'wheel', 'host' or 'apptainer'.",
+    ),
+    (
+        "an unknown batch system",
+        SERVERS + "workers: {provider: torque}",
+        "workers.provider: 'torque' should be 'local', 'slurm', 'htcondor', 'gridengine', 'pbspro' or 'lsf'.",
+    ),
+    (
+        "apptainer without an image",
+        "servers: {a: {runtime: apptainer}}",
+        "servers.a: runtime apptainer needs an image, a SIF file or docker://nvcr.io/nvidia/tritonserver:24.10-py3.",
+    ),
+    (
+        "ports in the wrong order",
+        SERVERS + "driver: {port-range: [9000, 8000]}",
+        "driver: port-range [9000, 8000] is not [first, last] with 1024 <= first <= last <= 65535.",
+    ),
+]
+
+
+def run_at(call: Call, folder: Path, content: bytes) -> str:
+    """Return what a run at a site says; its input and everything else is good."""
+    (folder / "bad.yaml").write_bytes(content)
+    with uproot.recreate(folder / "good.root") as file:
+        file["Events"] = {"x": np.arange(3)}
+    text = told(call("run", "btag_ttbar", "good.root", "--site", "bad.yaml"))
+    assert not list((folder / "state").rglob("*.json"))
+    return text
+
+
+@pytest.mark.parametrize(("content", "sentence"), [pytest.param(*case[1:], id=case[0]) for case in UNREADABLE])
+def test_what_is_no_site_file_is_said_with_its_place(call: Call, tmp_path: Path, content: bytes, sentence: str) -> None:
+    assert_says(run_at(call, tmp_path, content), sentence)
+
+
+@pytest.mark.parametrize(("content", "problem"), [pytest.param(*case[1:], id=case[0]) for case in PROBLEMS])
+def test_a_wrong_key_or_value_is_a_line_with_what_would_be_right(
+    call: Call, tmp_path: Path, content: str, problem: str
+) -> None:
+    assert_says(run_at(call, tmp_path, content.encode()), f"bad.yaml is wrong:\n  {problem}")
+    with pytest.raises(ConfigError, match="is wrong"):
+        sonic.load_site("bad.yaml")
+
+
+def test_a_site_that_is_nowhere_is_answered_with_those_there_are(call: Call) -> None:
+    sentence = "There is no site 'locale'. Give the path of a site file, or one of: …local…. Your own go to …."
+    assert_says(told(call("run", "btag_ttbar", "--site", "locale")), sentence)
+    assert_says(told(call("doctor", "--site", "locale")), sentence)
+    assert str(user_folder()) in told(call("doctor", "--site", "locale"))
+
+
+# What only this machine can tell ----------------------------------------------
+
+HERE: list[tuple[str, str, str]] = [
+    (
+        "a model folder that is not there",
+        "servers: {a: {models: gone}}",
+        (
+            "The model repository {folder}/gone has a problem:\n  There is no model repository {folder}/gone; "
+            "name a folder that has one folder a model."
+        ),
+    ),
+    (
+        "a model to serve that is not there",
+        "servers: {a: {serve: [btagg]}}",
+        (
+            f"The model repository {PACKAGED} has a problem:\n  The model repository {PACKAGED} has no model 'btagg' "
+            "(it has: btag, shape_demo); correct the name, or add its folder."
+        ),
+    ),
+    (
+        "an option that its batch system has not",
+        "servers: {a: {provider: slurm, options: {partitoin: gpu}}}",
+        "Provider slurm has no option 'partitoin'. Did you mean 'partition'?",
+    ),
+    (
+        "a binary that is not there",
+        "servers: {a: {runtime: host, binary: tritonserver-25}}",
+        "There is no tritonserver-25 here. Load the site's module for it, or use the apptainer or wheel runtime.",
+    ),
+    (
+        "an image that is not there",
+        "servers: {a: {runtime: apptainer, image: gone.sif}}",
+        "…apptainer…",
+    ),
+    (
+        "an address of another machine",
+        SERVERS + "driver: {address: 192.0.2.1}",
+        (
+            "There is no port to listen on at 192.0.2.1: Cannot assign requested address. "
+            "Widen port-range in the site file, or correct the address."
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "sentence"), [pytest.param(*case[1:], id=case[0]) for case in HERE])
+def test_what_is_not_here_stops_a_run_before_parsl_starts(
+    call: Call, tmp_path: Path, content: str, sentence: str
+) -> None:
+    assert_says(run_at(call, tmp_path, content.encode()), sentence.replace("{folder}", str(tmp_path)))
+    with pytest.raises(SonicError):
+        sonic.load_site("bad.yaml")
+
+
+def test_ports_that_others_use_are_counted_and_so_are_those_a_run_needs(call: Call, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        text = run_at(call, tmp_path, f"{SERVERS}driver: {{port-range: [{port}, {port}]}}".encode())
+    assert text == (
+        f"Of the ports from {port} to {port} only 0 are free at 127.0.0.1, and a run needs 6 here: 4 for Parsl, "
+        "one for the registry, 1 for servers. "
+        "Widen port-range in the site file, or end what uses the ports; Parsl cannot use the last one."
+    )

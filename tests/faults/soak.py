@@ -1,0 +1,168 @@
+"""The soak: minutes of random faults over generated NanoAOD, and nothing is lost and nothing grows.
+
+Run it with ``make soak``, or ``python -m tests.faults.soak --minutes 2``. It exits with 1 where an event, a score
+or a histogram differs, or where driver, registry or workers grow.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import psutil
+
+import sonic_parsl as sonic
+from sonic_parsl.executors.site import Site
+from sonic_parsl.workflows.generate import generate
+from tests.faults.runs import EVENTS, Analysis, agents, tritons, wait_whole, workers, write_site
+from tests.leaks import assert_nothing_is_left, mark_this_run, our_processes
+
+PAUSE_S = (4.0, 15.0)
+"""Between two faults; a replacement takes about five seconds."""
+STOP_S = (1.0, 12.0)
+"""How long a process is stopped: shorter and longer than a lease."""
+WORKERS = 2
+WARM_UP_RUNS = 3
+"""Caches fill and libraries load; growth is counted from there."""
+MEMORY, DESCRIPTORS, THREADS = 80 * 2**20, 20, 10
+"""So much more at the end is no leak: allocators keep some, and connections come and go."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a process holds."""
+
+    memory: int
+    descriptors: int
+    threads: int
+
+    @classmethod
+    def of(cls, process: psutil.Process) -> Size:
+        """Measure a process."""
+        return cls(process.memory_info().rss, process.num_fds(), process.num_threads())
+
+    def grown(self, since: Size) -> list[str]:
+        """Return what has grown too much, a sentence each."""
+        bounds = {"memory": MEMORY, "descriptors": DESCRIPTORS, "threads": THREADS}
+        return [
+            f"{name} grew from {getattr(since, name)} to {getattr(self, name)}"
+            for name, bound in bounds.items()
+            if getattr(self, name) > getattr(since, name) + bound
+        ]
+
+
+def kill(process: psutil.Process, _: random.Random) -> None:
+    """End a process at once."""
+    process.kill()
+
+
+def ask_to_end(process: psutil.Process, _: random.Random) -> None:
+    """Ask a process to end."""
+    process.terminate()
+
+
+def stop_for_a_while(process: psutil.Process, rng: random.Random) -> None:
+    """Let a process stand still."""
+    process.suspend()
+    time.sleep(rng.uniform(*STOP_S))
+    process.resume()
+
+
+Find = Callable[[], list[psutil.Process]]
+FAULTS: list[tuple[str, Find, Callable[[psutil.Process, random.Random], None]]] = [
+    ("SIGKILL of Triton", tritons, kill),
+    ("SIGKILL of a model's process", lambda: our_processes("triton_python_backend_stub"), kill),
+    ("SIGKILL of an agent", agents, kill),
+    ("SIGKILL of a worker", lambda: workers()[:WORKERS], kill),
+    ("SIGTERM of an agent", agents, ask_to_end),
+    ("SIGKILL of the registry", lambda: our_processes("sonic_parsl.pool.registry"), kill),
+    ("SIGSTOP of Triton", tritons, stop_for_a_while),
+    ("SIGSTOP of an agent", agents, stop_for_a_while),
+    ("SIGSTOP of the registry", lambda: our_processes("sonic_parsl.pool.registry"), stop_for_a_while),
+]
+
+
+@contextmanager
+def faults(rng: random.Random) -> Iterator[list[str]]:
+    """Do one fault after the other in the ``with`` block; yield what was done."""
+    done, log = threading.Event(), list[str]()
+
+    def go_on() -> None:
+        while not done.wait(rng.uniform(*PAUSE_S)):
+            name, find, act = rng.choice(FAULTS)
+            if victims := find():
+                with suppress(psutil.NoSuchProcess):
+                    act(rng.choice(victims), rng)
+                log.append(name)
+                click.echo(f"  {name}")
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        yield log
+    finally:
+        done.set()
+        thread.join()
+
+
+def sizes() -> dict[str, Size]:
+    """Measure driver, registry and the largest worker."""
+    found = {"driver": Size.of(psutil.Process())}
+    for name, processes in (("registry", our_processes("sonic_parsl.pool.registry")), ("worker", workers())):
+        every = [Size.of(process) for process in processes]
+        if every:
+            found[name] = max(every, key=lambda size: size.memory)
+    return found
+
+
+def soak(site: Site, analysis: Analysis, minutes: float, rng: random.Random) -> list[str]:
+    """Run the analysis again and again between faults; return what has grown."""
+    analysis.learn_undisturbed(analysis.run(site.coffea_executor(status=False)))
+    for _ in range(WARM_UP_RUNS - 1):
+        analysis.check(analysis.run(site.coffea_executor(status=False)))
+    before, end, runs = sizes(), time.monotonic() + 60 * minutes, 0
+    with faults(rng) as log:
+        while time.monotonic() < end:
+            analysis.check(analysis.run(site.coffea_executor(status=False)))
+            runs += 1
+            click.echo(
+                f"run {runs}: {EVENTS} events, every score and histogram as undisturbed; {len(log)} faults so far"
+            )
+    wait_whole(site)
+    analysis.check(analysis.run(site.coffea_executor(status=False)))
+    after = sizes()
+    for name, size in after.items():
+        click.echo(f"{name}: {before[name]} -> {size}")
+    click.echo(f"{runs} runs of {EVENTS} events, {len(log)} faults")
+    return [f"{name}: {text}" for name, size in after.items() for text in size.grown(before[name])]
+
+
+@click.command()
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True)
+@click.option("--seed", type=int, help="Of the faults; another one each time by default, which is printed.")
+def main(minutes: float, seed: int | None) -> None:
+    """Run an analysis for minutes under random faults."""
+    mark_this_run()
+    seed = seed if seed is not None else random.SystemRandom().randrange(10**6)
+    click.echo(f"seed {seed}")
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        analysis = Analysis(generate(Path(folder) / "events.root", events=EVENTS))
+        with sonic.load_site(write_site(Path(folder))) as site:
+            site.wait_ready()
+            grown = soak(site, analysis, minutes, random.Random(seed))
+    assert_nothing_is_left(60)
+    for text in grown:
+        click.echo(f"Error: {text}", err=True)
+    sys.exit(1 if grown else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""What coffea makes of a pool that is lost: never fewer events without a word, and no minutes of retries."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coffea.processor import Runner
+from typing_extensions import override
+
+import sonic_parsl as sonic
+from sonic_parsl.errors import PoolLostError
+from sonic_parsl.executors.checkpointer import Checkpointer, key_of
+from sonic_parsl.executors.site import Site
+from sonic_parsl.workflows import btag_ttbar
+from tests.faults.runs import CHUNK, EVENTS, Analysis, agents, write_site
+from tests.leaks import assert_nothing_is_left, wait_until
+
+LOST_S = 60.0
+"""Three starts that fail, with pauses of 2 and 4 s; then everything should fail at once."""
+
+
+class Noted(btag_ttbar.BTagTTbar):
+    """Notes each time it is run, in a file."""
+
+    def __init__(self, notes: Path) -> None:
+        self.notes = str(notes)
+
+    @override
+    def process(self, events: Any) -> dict[str, Any]:
+        with Path(self.notes).open("a") as file:
+            file.write(f"{events.metadata['entrystart']}\n")
+        return super().process(events)
+
+
+def fileset(analysis: Analysis) -> dict[str, Any]:
+    return {"ttbar": {"files": {str(analysis.path): "Events"}}}
+
+
+def notes_of(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []
+
+
+@pytest.fixture
+def dying(tmp_path: Path) -> Any:
+    """A site whose servers can be ended for good: once the file ``broken`` exists, no other starts."""
+    return write_site(tmp_path, init=f"[ ! -e {tmp_path / 'broken'} ] || exit 1")
+
+
+def end_servers(folder: Path) -> None:
+    """Kill every server, and let none start again."""
+    (folder / "broken").touch()
+    for process in agents():
+        process.kill()
+
+
+@pytest.mark.parametrize("options", [{}, {"skipbadfiles": (Exception,)}], ids=str)
+def test_a_lost_pool_raises_and_each_chunk_is_tried_once(
+    options: dict[str, Any], dying: Path, analysis: Analysis, tmp_path: Path
+) -> None:
+    notes = tmp_path / "notes"
+    with sonic.load_site(dying) as site:
+        site.wait_ready()
+        runner = Runner(
+            executor=site.coffea_executor(status=False), schema=btag_ttbar.schema, chunksize=CHUNK, **options
+        )
+        disturbed = _later(site, tmp_path)
+        start = time.monotonic()
+        with pytest.raises(PoolLostError, match="3 servers in a row failed to start"):
+            runner(fileset(analysis), Noted(notes))
+        assert time.monotonic() - start < LOST_S
+        disturbed.join()
+        tried = notes_of(notes)
+        assert len(tried) == len(set(tried)), "a chunk was tried again"
+        assert len(tried) < EVENTS / CHUNK
+    assert_nothing_is_left()
+
+
+def _later(site: Site, folder: Path) -> Any:
+    import threading
+
+    def end() -> None:
+        wait_until(lambda: len(notes_of(folder / "notes")) > 10, 60)
+        end_servers(folder)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    return thread
+
+
+def test_what_was_finished_is_kept_by_a_recoverable_run(dying: Path, analysis: Analysis, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    with sonic.load_site(dying) as site:
+        site.wait_ready()
+        executor = site.coffea_executor(status=False, recoverable=True)
+        runner = Runner(executor=executor, schema=btag_ttbar.schema, chunksize=CHUNK)
+        disturbed = _later(site, tmp_path)
+        with pytest.raises(PoolLostError, match="3 servers in a row failed") as caught:
+            runner(fileset(analysis), Noted(notes))
+        disturbed.join()
+        kept = vars(caught.value)["partial_output"]  # coffea puts it there
+        report = site.report()
+    assert 0 < kept["events"] < EVENTS
+    assert kept["events"] % CHUNK == 0
+    assert kept["events"] == report.events_out < report.events_in == EVENTS
+    assert_nothing_is_left()
+
+
+def test_the_command_line_says_once_why_the_pool_is_lost(dying: Path, analysis: Analysis, tmp_path: Path) -> None:
+    (tmp_path / "broken").touch()
+    program = Path(sys.executable).with_name("sonic-parsl")
+    done = subprocess.run(
+        [program, "run", "btag_ttbar", str(analysis.path), "--site", str(dying), "--output", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert (done.stdout + done.stderr).count("The pool is lost") == 1, done.stderr
+    assert "3 servers in a row failed to start" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# Checkpoints -----------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_found_again_and_not_after_a_change_of_model_or_analysis(
+    analysis: Analysis, tmp_path: Path
+) -> None:
+    packaged = Path(sonic.__file__).parent / "workflows" / "models"
+    models, notes, kept = tmp_path / "models", tmp_path / "notes", tmp_path / "kept"
+    shutil.copytree(packaged, models)
+    path = write_site(tmp_path, count=1, more=f"models: {models}, serve: [btag]")
+
+    def chunks_run(processor: Noted) -> tuple[int, Any]:
+        before = len(notes_of(notes))
+        with sonic.load_site(path) as site:
+            checkpointer = site.checkpointer(kept, processor)
+            executor = site.coffea_executor(status=False)
+            runner = Runner(executor=executor, schema=btag_ttbar.schema, chunksize=1000, checkpointer=checkpointer)
+            out = runner(fileset(analysis), processor)
+        return len(notes_of(notes)) - before, out
+
+    count, first = chunks_run(Noted(notes))
+    assert count == EVENTS / 1000
+    again, second = chunks_run(Noted(notes))
+    assert again == 0
+    assert second["b score"] == first["b score"]
+    changed = Noted(notes)
+    changed.cut = 3  # any attribute counts
+    assert chunks_run(changed)[0] == count
+    config = models / "btag" / "config.pbtxt"
+    config.write_text(f'{config.read_text()}\nparameters {{ key: "numeric_kind" value {{ string_value: "fp16" }} }}\n')
+    assert chunks_run(Noted(notes))[0] == count
+    assert_nothing_is_left()
+
+
+def test_the_key_of_a_checkpoint_is_that_of_analysis_and_models(tmp_path: Path) -> None:
+    models = {"btag/1": "abc fp32"}
+    key = key_of(Noted(tmp_path), models)
+    assert key == key_of(Noted(tmp_path), models)
+    assert key != key_of(Noted(tmp_path / "other"), models)
+    assert key != key_of(Noted(tmp_path), {"btag/1": "abd fp32"})
+    assert key != key_of(btag_ttbar.BTagTTbar(), models)
+    assert Checkpointer("x", processor=Noted(tmp_path), models=models).checkpoint_dir.endswith(f"x/{key}")

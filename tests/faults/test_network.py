@@ -1,0 +1,106 @@
+"""A network that is cut between workers and a server: the server lives in a network namespace of its own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from parsl.launchers.base import Launcher
+from parsl.providers import LocalProvider
+from typing_extensions import override
+
+import sonic_parsl as sonic
+from sonic_parsl.pool.pool import ServerPool
+from tests.faults.runs import LEASE_S, Analysis, wait_whole, write_site
+from tests.leaks import assert_nothing_is_left, wait_until
+from tests.live.conftest import PACKAGED
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a network namespace")
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+class InNamespace(Launcher):  # type: ignore[misc]
+    """Starts a job in a network namespace."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    @override
+    def __call__(self, command: str, *_: object) -> str:
+        return f"exec ip netns exec {self.name} bash -c {shlex.quote(command)}"
+
+
+@dataclass(frozen=True)
+class Far:
+    """A place that this machine reaches by one wire.
+
+    Attributes
+    ----------
+    namespace
+        Its name.
+    interface
+        This machine's end of the wire.
+    address
+        The far end's.
+    """
+
+    namespace: str
+    interface: str
+    address: str
+
+    def cut(self) -> None:
+        """Cut the wire: nothing comes through, and nobody is told."""
+        ip("link", "set", self.interface, "down")
+
+    def mend(self) -> None:
+        """Let it through again."""
+        ip("link", "set", self.interface, "up")
+
+
+@pytest.fixture
+def far() -> Iterator[Far]:
+    name, wire = f"far-{os.getpid()}", f"v{os.getpid() % 10**6}"
+    ip("netns", "add", name)
+    try:
+        ip("link", "add", f"{wire}h", "type", "veth", "peer", "name", f"{wire}f", "netns", name)
+        ip("address", "add", "198.51.100.1/30", "dev", f"{wire}h")
+        ip("link", "set", f"{wire}h", "up")
+        ip("-n", name, "address", "add", "198.51.100.2/30", "dev", f"{wire}f")
+        for interface in ("lo", f"{wire}f"):
+            ip("-n", name, "link", "set", interface, "up")
+        yield Far(name, f"{wire}h", "198.51.100.2")
+    finally:
+        ip("netns", "delete", name)  # the wire goes with it
+
+
+def test_a_cut_between_workers_and_a_server_costs_nothing_and_it_comes_back_after(
+    far: Far, analysis: Analysis, tmp_path: Path
+) -> None:
+    with sonic.load_site(write_site(tmp_path, count=1, driver=f"address: {far.interface}")) as site:
+        pool = site.pool
+        assert isinstance(pool, ServerPool)
+        provider = LocalProvider(launcher=InNamespace(far.namespace))
+        server = sonic.ServerExecutor("far", pool=pool, provider=provider, models=PACKAGED, lease_s=LEASE_S)
+        site.dfk.add_executors([server])
+        wait_whole(site)
+        places = {entry.info.group: entry.info.address.rpartition(":")[0] for entry in pool.table.ready}
+        assert places == {"triton": "198.51.100.1", "far": far.address}
+        analysis.learn_undisturbed(analysis.run(site.coffea_executor(status=False)))
+
+        analysis.check(analysis.run_and(far.cut, site))
+        wait_until(lambda: [entry.info.group for entry in pool.table.servers] == ["triton"], LEASE_S + 5)
+        far.mend()
+        wait_until(lambda: {entry.info.group for entry in pool.table.ready} == {"triton", "far"}, 120)
+        analysis.check(analysis.run(site.coffea_executor(status=False)))
+        rows = {line.id: line.rows for line in site.report().servers}
+        assert all(rows[entry.info.id] for entry in pool.table.ready)
+    assert_nothing_is_left(60)

@@ -1,0 +1,226 @@
+"""Several runs at once: on one pool, on one node, of two users. What ends one of them is no affair of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import coffea.util
+import pytest
+
+import sonic_parsl
+from sonic_parsl.cache import cache_dir
+from sonic_parsl.errors import PoolError
+from sonic_parsl.pool import named
+from sonic_parsl.pool.attached import AttachedPool
+from sonic_parsl.workflows.generate import generate
+from tests.faults.runs import EVENTS, Analysis, write_site
+from tests.faults.users import UID, as_another_user
+from tests.leaks import POOL_WORDS, assert_nothing_is_left, our_processes, wait_until
+from tests.live.test_notebook import LOAD, notebook
+
+PROGRAM = Path(sys.executable).with_name("sonic-parsl")
+CHECKOUT = Path(sonic_parsl.__file__).parents[1]
+END_S = 120.0
+
+
+@contextmanager
+def run(folder: Path, data: Path, *options: str, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Run an analysis on the command line."""
+    argv: list[str | Path] = [PROGRAM, "run", "btag_ttbar", data, "--output", folder / "out", "--chunksize", "100"]
+    folder.mkdir(exist_ok=True)
+    with (
+        (folder / "log").open("w+") as log,
+        subprocess.Popen([*argv, *options], stdout=log, stderr=log, text=True, env=env) as one,
+    ):
+        try:
+            yield one
+        finally:
+            one.kill()
+
+
+@contextmanager
+def run_as_another_user(folder: Path, data: Path, site: Path) -> Iterator[subprocess.Popen[str]]:
+    """The same as another user, whose home is `folder`."""
+    argv: list[str | Path] = [PROGRAM, "run", "btag_ttbar", data, "--site", site, "--chunksize", "100"]
+    argv += ["--output", folder / "out"]
+    command = as_another_user(argv, sees=[cache_dir(), CHECKOUT])
+    folder.mkdir()
+    os.chown(folder, UID, UID)
+    env = {**os.environ, "HOME": str(folder), "TMPDIR": "/tmp", "SONIC_PARSL_CACHE": str(cache_dir())}
+    env = {name: value for name, value in env.items() if not name.startswith("XDG_")}
+    with (
+        (folder / "log").open("w+") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, text=True, env=env, cwd=folder) as one,
+    ):
+        try:
+            yield one
+        finally:
+            one.kill()
+
+
+def said(folder: Path) -> str:
+    return (folder / "log").read_text()
+
+
+def result(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Return what a run brought home: its accumulator and its report."""
+    report: dict[str, Any] = json.loads((folder / "out" / "report.json").read_text())
+    return coffea.util.load(folder / "out" / "btag_ttbar.coffea"), report
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folders for state."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generate(tmp_path_factory.mktemp("many") / "events.root", events=200_000)
+
+
+USE = """
+scores = sonic.Model("btag", inputs=btag_inputs.FEATURES, outputs=btag_inputs.CLASSES)(
+    ak.Array([[{name: 1.0 for name in btag_inputs.FEATURES}] * n for n in (2, 0, 3)])
+)
+np.testing.assert_allclose(ak.flatten(scores.b + scores.c + scores.light), 1, rtol=1e-5)
+"""
+
+
+def test_two_runs_and_a_notebook_use_one_pool_and_one_of_them_is_killed(
+    home: Path, analysis: Analysis, many: Path
+) -> None:
+    site = write_site(home)
+    subprocess.run([PROGRAM, "pool", "start", "--site", site, "--name", "ours", "--daemon"], check=True)
+    servers = {process.pid for process in our_processes("bin/tritonserver --model")}
+    load = LOAD.format(site=str(site)).replace(f"{str(site)!r})", f"{str(site)!r}, pool='ours')")
+    attached = ("--site", str(site), "--pool", "ours")
+
+    async def use() -> None:
+        async with notebook(home) as opened:
+            await opened.run(load, USE)
+            with (
+                run(home / "killed", many, *attached) as victim,
+                run(home / "other", analysis.path, *attached) as other,
+            ):
+                wait_until(lambda: _workers_busy(2), END_S)
+                victim.kill()
+                assert other.wait(END_S) == 0, said(home / "other")
+            await opened.run(USE, "site.close()")
+
+    asyncio.run(use())
+    out, report = result(home / "other")
+    assert out["events"] == EVENTS == report["events_out"]
+    assert out["jets"] == len(analysis.right)
+    now = {process.pid for process in our_processes("bin/tritonserver --model")}
+    assert now >= servers, "the pool's servers went with a run"
+    assert [record.name for record in named.running()] == ["ours"]
+    subprocess.run([PROGRAM, "pool", "stop", "ours"], check=True)
+    wait_until(lambda: not our_processes(*POOL_WORDS), 5)
+    assert_nothing_is_left(60)
+
+
+def _workers_busy(count: int) -> bool:
+    return sum(process.cpu_times().user > 3.0 for process in our_processes("multiprocessing.spawn")) >= count
+
+
+def test_a_pool_ends_when_nobody_asks_it_and_says_so(home: Path) -> None:
+    done = subprocess.run(
+        [PROGRAM, "pool", "start", "--site", write_site(home, count=1), "--name", "short", "--idle", "8"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=END_S,
+    )
+    assert "Pool short ended: nobody has asked it anything for 8 s." in done.stdout
+    late = subprocess.run(
+        [PROGRAM, "run", "btag_ttbar", "--pool", "short"], capture_output=True, text=True, check=False
+    )
+    assert late.returncode == 1
+    assert "Error: The pool short has ended." in late.stderr
+    assert_nothing_is_left()
+
+
+def test_a_second_pool_of_the_same_name_and_a_name_that_is_none_are_refused(home: Path) -> None:
+    with named.owning("mine", site=home):
+        for args, sentence in (
+            (("start", "--name", "mine"), "A pool named mine runs already."),
+            (("start", "--name", "a/b"), "A pool cannot be named 'a/b'."),
+            (("stop", "other"), "There is no pool named other. Running are: mine."),
+        ):
+            done = subprocess.run([PROGRAM, "pool", *args], capture_output=True, text=True, check=False)
+            assert (done.returncode, sentence in done.stderr) == (1, True), done.stderr
+        listed = subprocess.run([PROGRAM, "pool", "list"], capture_output=True, text=True, check=True)
+        assert listed.stdout.startswith(f"mine: site {home}, process {os.getpid()} on ")
+    assert not named.running()
+
+
+def test_a_pools_file_that_others_can_read_or_own_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pool.json"
+    path.write_text("{}")
+    path.chmod(0o640)
+    with pytest.raises(PoolError, match="holds a key and can be read by others"):
+        AttachedPool(path)
+    path.chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(path, 54321, 54321)
+        with pytest.raises(PoolError, match="is another user's; only its owner's processes can attach"):
+            AttachedPool(path)
+
+
+def test_two_runs_on_one_node_do_not_see_each_other(analysis: Analysis, many: Path, tmp_path: Path) -> None:
+    site = write_site(tmp_path, count=1)
+    with (
+        run(tmp_path / "one", many, "--site", str(site)) as one,
+        run(tmp_path / "two", analysis.path, "--site", str(site)) as two,
+    ):
+        wait_until(lambda: _workers_busy(2), END_S)
+        one.send_signal(signal.SIGTERM)
+        assert two.wait(END_S) == 0, said(tmp_path / "two")
+        one.wait(60)
+    out, report = result(tmp_path / "two")
+    assert out["events"] == EVENTS == report["events_out"]
+    assert len(report["servers"]) == 1
+    assert report["retries"] == 0
+    assert_nothing_is_left()
+
+
+def _pool_of(uid: int) -> int:
+    """Return how many processes of pools a user has: registry, agent, Triton ..."""
+    return sum(process.uids().real == uid for process in our_processes(*POOL_WORDS))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_two_users_run_on_one_node_and_neither_sees_the_other(analysis: Analysis, tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o011)  # pytest's own folders are closed to others
+    data = tmp_path / "events.root"
+    data.write_bytes(analysis.path.read_bytes())
+    data.chmod(0o644)
+    site = write_site(tmp_path, count=1)
+    with (
+        run(tmp_path / "one", data, "--site", str(site)) as one,
+        run_as_another_user(tmp_path / "two", data, site) as two,
+    ):
+        for uid in (os.getuid(), UID):
+            wait_until(lambda uid=uid: _pool_of(uid) >= 3, END_S, what=lambda: said(tmp_path / "two"))  # type: ignore[misc]
+        run_dir = next((tmp_path / "two" / ".local/state/sonic-parsl/runs").iterdir())
+        assert (run_dir.stat().st_uid, run_dir.stat().st_mode & 0o777) == (UID, 0o700)
+        assert one.wait(END_S) == 0, said(tmp_path / "one")
+        assert two.wait(END_S) == 0, said(tmp_path / "two")
+    for name in ("one", "two"):
+        out, report = result(tmp_path / name)
+        assert out["events"] == EVENTS == report["events_out"]
+        assert out["jets"] == len(analysis.right)
+        assert (len(report["servers"]), report["retries"]) == (1, 0)
+    assert_nothing_is_left(60)

@@ -1,0 +1,97 @@
+"""What schedulers under test have in common: daemons to wait for and to end, ports, commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import psutil
+
+from tests.leaks import wait_until
+from tests.schedulers.apt import SYSTEM_PATH
+
+COMMAND_S = 30
+END_S = 5
+LOOPBACK = "127.0.0.1"
+
+
+def command(*argv: str, check: bool = True) -> str:
+    """Run a scheduler's command and return what it writes.
+
+    Raises
+    ------
+    AssertionError
+        It fails.
+    """
+    path = f"{SYSTEM_PATH}:{os.environ.get('PATH', '')}"
+    done = subprocess.run(
+        argv, capture_output=True, text=True, timeout=COMMAND_S, check=False, env={**os.environ, "PATH": path}
+    )
+    assert done.returncode == 0 or not check, f"{' '.join(argv)} failed: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of the loopback address that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind((LOOPBACK, 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def listens(port: int) -> bool:
+    """Return whether somebody listens on a port of the loopback address."""
+    with socket.socket() as trial:
+        trial.settimeout(1.0)
+        return trial.connect_ex((LOOPBACK, port)) == 0
+
+
+def process_of(pid_file: Path) -> psutil.Process | None:
+    """Return the daemon whose number is in a file; None where it does not run."""
+    with suppress(OSError, ValueError, psutil.NoSuchProcess):
+        return psutil.Process(int(pid_file.read_text()))
+    return None
+
+
+def end(*daemons: psutil.Process | None) -> None:
+    """End daemons, and wait until they are gone."""
+    processes = [process for process in daemons if process is not None]
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, slow = psutil.wait_procs(processes, timeout=END_S)
+    for process in slow:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(slow, timeout=END_S)
+
+
+def cut_power(processes: list[psutil.Process]) -> None:
+    """End processes as a power cut does: none of them sees another one end."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+    wait_until(lambda: not any(_runs(process) for process in processes), END_S)
+
+
+def lost_with(processes: list[psutil.Process]) -> set[Path]:
+    """Return what goes with a node that has no disk: shared memory and temporary folders of its processes."""
+    found: set[Path] = set()
+    for process in processes:
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            found |= {Path(area.path) for area in process.memory_maps() if area.path.startswith("/dev/shm/")}
+            temporary = Path(process.environ().get("TMPDIR", ""))
+            found |= {temporary} if temporary.name.startswith("sonic-parsl-") else set()
+    return {path for path in found if path.exists()}
+
+
+def _runs(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False

@@ -1,0 +1,84 @@
+"""Runs on a scheduler: site files with short times, and disturbances in mid-run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import sonic_parsl as sonic
+from sonic_parsl.executors.site import Site
+from tests.faults.runs import Analysis, tritons, wait_whole, workers
+
+LEASE_S = 6.0
+START_S = 120
+KINDS = {
+    "a100": {"family": "gpu", "fidelity": "emulated"},
+    "u250": {"family": "fpga", "fidelity": "emulated"},
+    "mk2": {"family": "ipu", "fidelity": "emulated"},
+}
+"""The fixtures' devices are names only: CPUs compute what they would."""
+JOBS_TMPDIR = Path("/tmp/gridengine-jobs")
+"""Grid Engine kills a job's processes all at once, so that none can tidy up: the cell's end does."""
+OWN_PYTHON = f"export PATH={Path(sys.executable).parent}:$PATH"
+GRIDENGINE_WORKERS: dict[str, Any] = {
+    "provider": "gridengine",
+    "queue": "all.q",
+    "request": "-V",
+    "worker-init": f"{OWN_PYTHON}\nmkdir -p {JOBS_TMPDIR}\nexport TMPDIR={JOBS_TMPDIR}",
+}
+GRIDENGINE_SERVERS: dict[str, Any] = {**GRIDENGINE_WORKERS, "request": ["-V", "-l fpga=1"], "device": "u250"}
+GONE_S = 90.0
+"""The queue is empty of a run's jobs so long after its driver's end."""
+
+
+def write_site(folder: Path, workers: dict[str, Any], servers: dict[str, dict[str, Any]]) -> Path:
+    """Write a site file; what is the same everywhere is added to each group."""
+    common = {"lease": LEASE_S, "start-timeout": START_S, "serve": ["btag"], "walltime": "00:30:00"}
+    site = {
+        "workers": {"workers-per-node": 2, "walltime": "00:30:00", "worker-init": OWN_PYTHON, **workers},
+        "servers": {label: {**common, **group} for label, group in servers.items()},
+        "devices": KINDS,
+        "driver": {"run-dir": str(folder / "runs")},
+    }
+    path = folder / "site.yaml"
+    path.write_text(yaml.safe_dump(site))
+    return path
+
+
+@contextmanager
+def up(path: Path, analysis: Analysis, servers: int) -> Iterator[Site]:
+    """Bring a site up, and take the histograms of an undisturbed run of it for right."""
+    with sonic.load_site(path) as site:
+        wait_whole(site, servers)
+        analysis.learn_undisturbed(analysis.run(site.coffea_executor(status=False)))
+        yield site
+
+
+@contextmanager
+def driver(site: Path, data: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run an analysis that goes on for minutes, as a user would."""
+    program = str(Path(sys.executable).with_name("sonic-parsl"))
+    # Whoever started the tests in the background had them ignore Ctrl-C; a driver in a terminal does not.
+    argv = ["env", "--default-signal=INT", program, "run", "btag_ttbar", str(data), "--chunksize", "100"]
+    log = (site.parent / "driver.log").open("w+")
+    with (
+        log,
+        subprocess.Popen(
+            [*argv, "--site", str(site), "--output", str(site.parent / "out")], stdout=log, stderr=log, text=True
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def at_work() -> bool:
+    """Return whether chunks are being scored."""
+    return bool(tritons()) and any(process.cpu_times().user > 3.0 for process in workers())

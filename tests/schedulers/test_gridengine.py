@@ -1,0 +1,44 @@
+"""The same through a real Grid Engine, with a consumable complex for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from sonic_parsl.executors.site import Site
+from tests.faults.runs import Analysis, wait_whole
+from tests.leaks import assert_nothing_is_left, wait_until
+from tests.schedulers.daemons import command
+from tests.schedulers.gridengine import DEVICES, GridEngine
+from tests.schedulers.runs import GONE_S, GRIDENGINE_SERVERS, GRIDENGINE_WORKERS, up, write_site
+
+
+@pytest.fixture(scope="module")
+def shared_site(cell: GridEngine, analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    groups = {"fpga": {**GRIDENGINE_SERVERS, "count": DEVICES}}
+    with up(write_site(tmp_path_factory.mktemp("gridengine"), GRIDENGINE_WORKERS, groups), analysis, DEVICES) as site:
+        yield site
+    wait_until(lambda: not cell.jobs(), GONE_S, what=cell.jobs)
+    assert_nothing_is_left()
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Site:
+    wait_whole(shared_site, DEVICES)
+    return shared_site
+
+
+def test_servers_that_each_hold_a_device_share_a_run(site: Site, cell: GridEngine) -> None:
+    lines = site.report().servers
+    assert {line.job_id for line in lines} < {line.split()[0] for line in cell.jobs()}
+    assert all(line.rows > 0 for line in lines)
+    assert "fpga=0" in command("qhost", "-F", "fpga").replace(".000000", "")
+
+
+def test_a_server_that_its_user_deletes_in_mid_run_is_replaced(site: Site, analysis: Analysis) -> None:
+    victim = site.pool.table.ready[0].info
+    analysis.check(analysis.run_and(lambda: command("qdel", victim.job_id), site))
+    wait_until(lambda: victim.id not in {entry.info.id for entry in site.pool.table.servers}, GONE_S)
+    wait_whole(site, DEVICES)
+    assert victim.id not in {entry.info.id for entry in site.pool.table.ready}

@@ -1,0 +1,183 @@
+"""HTCondor whose nodes share no file with the driver: all that a run needs travels with its jobs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import coffea.util
+import numpy as np
+import onnxruntime
+import psutil
+import pytest
+from coffea.nanoevents import NanoEventsFactory
+
+from sonic_parsl.workflows import btag_ttbar
+from sonic_parsl.workflows.btag_inputs import CLASSES, FEATURES
+from sonic_parsl.workflows.generate import generate
+from tests.executors import scores
+from tests.faults.runs import EVENTS
+from tests.leaks import wait_until
+from tests.schedulers.htcondor import CACHE, PYTHON, UID, HTCondor, htcondor
+
+HOME = "/home/physicist"
+START_S, RUN_S, GONE_S = 120.0, 150.0, 90.0
+NOBODY = 65534
+
+SITE = f"""
+shared-filesystem: false
+workers:
+  provider: htcondor
+  workers-per-node: 2
+  worker-init: export PATH={PYTHON}/bin:$PATH
+  request: [request_cpus = 1, request_memory = 1 GB]
+servers:
+  triton:
+    provider: htcondor
+    count: 2
+    lease: 6
+    start-timeout: 120
+    models: {HOME}/models
+    serve: [btag]
+    worker-init: export PATH={PYTHON}/bin:$PATH SONIC_PARSL_CACHE={CACHE}
+    request: [request_cpus = 1, request_memory = 1 GB, request_fpgas = 1]
+"""
+ANALYSIS = """
+
+class ScoresAndHistograms(Scores):
+    @override
+    def process(self, events):
+        return {**btag_ttbar.BTagTTbar.process(self, events), **super().process(events)}
+
+
+processor = ScoresAndHistograms()
+schema = btag_ttbar.schema
+"""
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[HTCondor]:
+    """A pool, and a user with an analysis, models and events at home."""
+    with tempfile.TemporaryDirectory(prefix="htcondor-") as folder, htcondor(Path(folder)) as started:
+        Path(folder).chmod(0o755)
+        generate(started.home / "events.root", events=EVENTS)
+        shutil.copytree(Path(btag_ttbar.__file__).parent / "models", started.home / "models")
+        (started.home / "analysis.py").write_text(Path(scores.__file__).read_text() + ANALYSIS)
+        (started.home / "site.yaml").write_text(SITE)
+        for path in [started.home, *started.home.rglob("*")]:
+            os.chown(path, UID, UID)
+        yield started
+
+
+@contextmanager
+def driver(pool: HTCondor) -> Iterator[subprocess.Popen[str]]:
+    """Run the analysis on the submit machine, as its user would."""
+    options = ["--site", "site.yaml", "--output", "out", "--chunksize", "100"]
+    argv = pool.submit.command("sonic-parsl", "run", "analysis.py", f"{HOME}/events.root", *options)
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            for child in psutil.Process(process.pid).children() if process.poll() is None else []:
+                child.kill()
+
+
+def wait_until_scored(pool: HTCondor, process: subprocess.Popen[str]) -> None:
+    """Wait until workers on the other machine are busy with chunks."""
+
+    def busy() -> bool:
+        assert process.poll() is None, process.communicate()[0]
+        return any(one.cpu_times().user > 4 for one in on_node(pool, "multiprocessing.spawn"))
+
+    wait_until(busy, START_S, lambda: f"{pool.queue()}\n{logs(pool)}")
+
+
+def on_node(pool: HTCondor, word: str) -> list[psutil.Process]:
+    """Return the processes of the machine where jobs run whose command line holds a word."""
+    found = []
+    for process in psutil.Process(pool.execute.pid).children(recursive=True):
+        try:
+            if word in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def logs(pool: HTCondor) -> str:
+    return "\n".join(
+        f"{path.name}:\n{path.read_text(errors='replace')[-1500:]}"
+        for path in sorted(pool.home.rglob("runs/**/*"))
+        if path.suffix in {".log", ".stdout", ".stderr"} and path.stat().st_size
+    )
+
+
+def jobs(pool: HTCondor, word: str) -> list[str]:
+    """Return the ids of the jobs in the queue with a word in the name of their script."""
+    return [line.split()[0] for line in pool.queue() if word in line]
+
+
+def in_process(path: Path) -> dict[str, Any]:
+    """The analysis of all events, with scores from ONNX Runtime in this process."""
+    events = NanoEventsFactory.from_root(
+        {str(path): "Events"}, schemaclass=btag_ttbar.schema, mode="virtual", metadata={"dataset": "events"}
+    ).events()
+    session = onnxruntime.InferenceSession(scores.MODEL)
+
+    def tagger(jets: Any) -> Any:
+        columns = [ak.to_numpy(ak.flatten(jets[name])).astype("float32") for name in FEATURES]
+        out = session.run(["scores"], {"features": np.stack(columns, axis=1)})[0]
+        return ak.zip({name: ak.unflatten(out[:, index], ak.num(jets)) for index, name in enumerate(CLASSES)})
+
+    analysis = btag_ttbar.BTagTTbar()
+    analysis.tagger = tagger  # type: ignore[assignment]
+    return analysis.process(events)
+
+
+def assert_right(pool: HTCondor) -> None:
+    """Check that the run has each event once, with its scores and histograms."""
+    out, right = coffea.util.load(pool.home / "out/analysis.coffea"), in_process(pool.home / "events.root")
+    for name in ("events", "jets", "b score", "b tags"):
+        assert out[name] == right[name], name
+    assert {name for name, _, _ in out["scores"]} == {f"{HOME}/events.root"}
+    by_start = sorted((start, stop, found) for (_, start, stop), found in out["scores"].items())
+    assert [start for start, _, _ in by_start] == [0, *(stop for _, stop, _ in by_start[:-1])]
+    expected = scores.in_process(str(pool.home / "events.root"), 0, EVENTS)
+    np.testing.assert_allclose(np.concatenate([found for _, _, found in by_start]), expected, atol=1e-6)
+
+
+def test_the_analysis_is_right_though_a_server_is_removed_in_the_middle(pool: HTCondor) -> None:
+    with driver(pool) as process:
+        wait_until_scored(pool, process)
+        removed, *_ = jobs(pool, "triton.block-0")
+        pool.submit.run("condor_rm", removed)
+        said, _ = process.communicate(timeout=RUN_S)
+        assert process.returncode == 0, said
+    assert_right(pool)
+    wait_until(lambda: not pool.queue(), GONE_S, pool.queue)
+
+
+def test_nobody_else_reads_what_travels_and_no_job_outlives_a_driver_that_is_killed(pool: HTCondor) -> None:
+    with driver(pool) as process:
+        wait_until_scored(pool, process)
+        assert on_node(pool, "tritonserver")
+        scratch = "/var/lib/condor/execute"
+        assert "home" not in pool.execute.run("ls", "/home", user=NOBODY)
+        listed = pool.execute.run("sh", "-c", f"find {scratch} -mindepth 2 2>/dev/null; true", user=NOBODY)
+        assert not listed
+        carried = pool.execute.run("find", scratch, "-name", "*.key_secret", "-o", "-name", "pool.json", user=0).split()
+        assert len(carried) == 3
+        for run in pool.home.glob(".local/state/sonic-parsl/runs/*"):
+            assert stat.S_IMODE(run.stat().st_mode) == 0o700
+        psutil.Process(process.pid).children()[0].kill()
+        process.wait()
+    wait_until(lambda: not pool.queue(), GONE_S, pool.queue)
+    assert not on_node(pool, "sonic_parsl")

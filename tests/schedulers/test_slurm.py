@@ -1,0 +1,70 @@
+"""Workers and servers as jobs of a real Slurm: each group asks for its device, nothing is lost, nothing stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from sonic_parsl.executors.site import Site
+from tests.faults.runs import Analysis, wait_whole
+from tests.leaks import assert_nothing_is_left, wait_until
+from tests.schedulers.daemons import command
+from tests.schedulers.runs import GONE_S, up, write_site
+from tests.schedulers.slurm import Slurm
+
+WORKERS = {"provider": "slurm", "partition": "cpu", "request": ["--cpus-per-task=2"]}
+GROUPS: dict[str, dict[str, Any]] = {
+    "gpu": {"device": "a100", "partition": "gpu", "request": ["--gres=gpu:1", "--nodelist=gpu1"], "count": 2},
+    "fpga": {"device": "u250", "partition": "fpga", "request": "--gres=fpga:1", "launcher": "srun"},
+    "ipu": {"device": "mk2", "partition": "ipu", "request": "--gres=ipu:2", "launcher": "srun"},
+}
+SERVERS = 4
+
+
+@pytest.fixture(scope="module")
+def shared_site(slurm: Slurm, analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    groups = {label: {"provider": "slurm", **group} for label, group in GROUPS.items()}
+    with up(write_site(tmp_path_factory.mktemp("slurm"), WORKERS, groups), analysis, SERVERS) as site:
+        yield site
+    wait_until(lambda: not slurm.jobs(), GONE_S, what=slurm.jobs)
+    assert_nothing_is_left()
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Site:
+    wait_whole(shared_site, SERVERS)
+    return shared_site
+
+
+def test_servers_on_three_kinds_of_nodes_share_a_run(site: Site, slurm: Slurm) -> None:
+    lines = site.report().servers
+    assert sorted(line.group for line in lines) == ["fpga", "gpu", "gpu", "ipu"]
+    assert all(line.rows > 0 for line in lines)
+    partitions = [line.split()[1] for line in slurm.jobs()]
+    assert sorted(partitions) == ["cpu", "fpga", "gpu", "gpu", "ipu"]
+    assert {line.job_id for line in lines} < {line.split()[0] for line in slurm.jobs()}
+
+
+def test_each_server_says_which_devices_its_job_was_given(site: Site) -> None:
+    given = {group: sorted(line.devices for line in site.report().servers if line.group == group) for group in GROUPS}
+    assert given == {"gpu": ["0", "1"], "fpga": ["0"], "ipu": ["0,1"]}
+
+
+def test_a_server_that_its_user_cancels_in_mid_run_is_replaced(site: Site, slurm: Slurm, analysis: Analysis) -> None:
+    victim = next(entry.info for entry in site.pool.table.ready if entry.info.group == "fpga")
+    analysis.check(analysis.run_and(lambda: command("scancel", victim.job_id), site))
+    wait_until(lambda: victim.id not in {entry.info.id for entry in site.pool.table.servers}, GONE_S)
+    wait_whole(site, SERVERS)
+    assert victim.id not in {entry.info.id for entry in site.pool.table.ready}
+
+
+def test_what_slurm_says_does_not_hide_that_a_server_is_gone(site: Site, slurm: Slurm) -> None:
+    """Parsl asks once a minute: until then it calls a job that is gone RUNNING."""
+    victim = next(entry.info for entry in site.pool.table.ready if entry.info.group == "ipu")
+    executor = site.dfk.executors["ipu"]
+    command("scancel", "--signal=KILL", "--full", victim.job_id)
+    wait_until(lambda: len(executor.blocks_to_job_id) > 1 + int(victim.block_id), 30)
+    assert not executor.status_facade[victim.block_id].terminal
+    wait_whole(site, SERVERS)

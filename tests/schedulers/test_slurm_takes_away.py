@@ -1,0 +1,91 @@
+"""What a real Slurm takes away in mid-run costs no event: preemption, a power cut, a block of several nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from sonic_parsl.executors.site import Site
+from sonic_parsl.protocol import ServerInfo
+from tests.faults.runs import Analysis, wait_whole
+from tests.leaks import assert_nothing_is_left, wait_until
+from tests.schedulers.daemons import command
+from tests.schedulers.runs import GONE_S, up, write_site
+from tests.schedulers.slurm import CPUS, Slurm
+
+WORKERS = {"provider": "slurm", "partition": "cpu", "request": ["--cpus-per-task=2", "--nodelist=cpu1"]}
+GROUPS: dict[str, dict[str, Any]] = {
+    "low": {"device": "a100", "partition": "low", "request": ["--gres=gpu:1", "--nodelist=gpu1"]},
+    "scavenge": {"device": "a100", "partition": "scavenge", "request": ["--gres=gpu:1", "--nodelist=gpu2"]},
+    "pair": {"partition": "low", "nodes": 2, "request": "--nodelist=fpga1,ipu1"},
+}
+SERVERS = 4
+BACK_S = 90
+SMALL = 25
+"""Events of a chunk: the run should go on for longer than a lease."""
+
+
+@pytest.fixture(scope="module")
+def shared_site(slurm: Slurm, analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    groups = {label: {"provider": "slurm", **group} for label, group in GROUPS.items()}
+    with up(write_site(tmp_path_factory.mktemp("slurm"), WORKERS, groups), analysis, SERVERS) as site:
+        yield site
+    wait_until(lambda: not slurm.jobs(), GONE_S, what=slurm.jobs)
+    assert_nothing_is_left()
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Site:
+    wait_whole(shared_site, SERVERS)
+    return shared_site
+
+
+def server_of(site: Site, group: str) -> ServerInfo:
+    return next(entry.info for entry in site.pool.table.ready if entry.info.group == group)
+
+
+def left(site: Site, server: ServerInfo) -> Callable[[], bool]:
+    return lambda: server.id not in {entry.info.id for entry in site.pool.table.servers}
+
+
+def test_a_block_of_two_nodes_is_two_servers(site: Site) -> None:
+    pair = [entry.info for entry in site.pool.table.ready if entry.info.group == "pair"]
+    assert len(pair) == 2
+    assert len({(info.block_id, info.job_id) for info in pair}) == 1
+    assert all(line.rows > 0 for line in site.report().servers)
+
+
+@pytest.mark.parametrize(("group", "partition", "node"), [("low", "gpu", "gpu1"), ("scavenge", "gpu", "gpu2")])
+def test_a_preempted_server_is_replaced(
+    group: str, partition: str, node: str, site: Site, slurm: Slurm, analysis: Analysis
+) -> None:
+    victim = server_of(site, group)
+
+    def preempt() -> None:
+        ask = ["--partition", partition, "--nodelist", node, f"--cpus-per-task={CPUS}", "--output=/dev/null"]
+        command("sbatch", *ask, "--wrap", "sleep 3")
+        wait_until(left(site, victim), BACK_S, what=slurm.jobs)
+
+    analysis.check(analysis.run_and(preempt, site, chunksize=SMALL))
+    wait_whole(site, SERVERS)
+    assert victim.job_id not in {entry.info.job_id for entry in site.pool.table.ready}
+
+
+def test_a_power_cut_of_a_servers_node_costs_no_event(site: Site, slurm: Slurm, analysis: Analysis) -> None:
+    victim = server_of(site, "low")
+    analysis.check(analysis.run_and(lambda: slurm.kill_node("gpu1"), site, chunksize=SMALL))
+    wait_until(left(site, victim), BACK_S)
+    slurm.start_node("gpu1")
+    wait_whole(site, SERVERS)
+
+
+def test_a_power_cut_of_one_node_of_a_block_costs_no_event(site: Site, slurm: Slurm, analysis: Analysis) -> None:
+    victim = server_of(site, "pair")
+    before = {entry.info.id for entry in site.pool.table.ready}
+    analysis.check(analysis.run_and(lambda: slurm.kill_node("ipu1"), site, chunksize=SMALL))
+    wait_until(lambda: before - {entry.info.id for entry in site.pool.table.ready}, BACK_S)
+    slurm.start_node("ipu1")
+    command("scancel", victim.job_id, check=False)  # Slurm may have ended it itself, or let it go on with one node
+    wait_whole(site, SERVERS)

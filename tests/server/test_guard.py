@@ -1,0 +1,44 @@
+"""What an agent that is killed has started or written does not stay."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sonic_parsl.server.guard import Guard
+from tests.leaks import wait_until
+
+DYING = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from sonic_parsl.server.guard import Guard
+
+folder = Path(sys.argv[1])
+guard = Guard("sonic-of-a-test", folder)
+folder.mkdir()
+if sys.argv[2] == "with a group":
+    child = subprocess.Popen(["sleep", "600"], start_new_session=True, stdout=subprocess.DEVNULL)
+    guard.watch(child.pid)
+    print(child.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("moment", ["before anything runs", "with a group"])
+def test_a_folder_and_a_group_go_with_an_agent_that_is_killed(moment: str, tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    agent = [sys.executable, "-c", DYING, str(folder), moment]
+    done = subprocess.run(agent, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == -9
+    wait_until(lambda: not folder.exists(), 10)
+    wait_until(lambda: not any(map(psutil.pid_exists, map(int, done.stdout.split()))), 10)
+
+
+def test_one_that_is_dismissed_is_gone(tmp_path: Path) -> None:
+    guard = Guard("sonic-of-a-test", tmp_path / "keys")
+    guard.dismiss()
+    guard.dismiss()
