@@ -7,6 +7,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -50,10 +51,18 @@ POOL_WORDS = (
 PARSL_WORDS = ("interchange.py", "worker_pool")
 
 
+def left_processes() -> list[psutil.Process]:
+    """Processes of pools and workers that this test run started."""
+    return our_processes(*POOL_WORDS, *PARSL_WORDS)
+
+
 def leftovers() -> list[str]:
     """Describe what is left of pools and workers that this test run started."""
-    processes = [" ".join(process.cmdline()) for process in our_processes(*POOL_WORDS, *PARSL_WORDS)]
-    return [*processes, *map(str, left_files())]
+    found = []
+    for process in left_processes():
+        with suppress(psutil.NoSuchProcess):
+            found.append(" ".join(process.cmdline()))
+    return [*found, *map(str, left_files())]
 
 
 def left_files() -> set[Path]:
@@ -93,5 +102,15 @@ def wait_until(condition: Callable[[], object], timeout_s: float, what: Callable
 
 
 def assert_nothing_is_left(timeout_s: float = 20.0) -> None:
-    """Wait until nothing of a pool or its workers is left."""
-    wait_until(lambda: not leftovers(), timeout_s, what=leftovers)
+    """Wait until nothing of a pool or its workers is left.
+
+    What then is left is put away, so that one test fails for it and not all that follow.
+    """
+    try:
+        wait_until(lambda: not leftovers(), timeout_s, what=leftovers)
+    except AssertionError:
+        for process in left_processes():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        _there_before.update(left_files())
+        raise

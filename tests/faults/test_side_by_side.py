@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import coffea.util
+import psutil
 import pytest
 
 import sonic_parsl
@@ -22,7 +23,7 @@ from sonic_parsl.errors import PoolError
 from sonic_parsl.pool import named
 from sonic_parsl.pool.attached import AttachedPool
 from sonic_parsl.workflows.generate import generate
-from tests.faults.runs import EVENTS, Analysis, write_site
+from tests.faults.runs import EVENTS, Analysis, workers, write_site
 from tests.faults.users import UID, as_another_user
 from tests.leaks import POOL_WORDS, assert_nothing_is_left, our_processes, wait_until
 from tests.live.test_notebook import LOAD, notebook
@@ -113,7 +114,7 @@ def test_two_runs_and_a_notebook_use_one_pool_and_one_of_them_is_killed(
                 run(home / "killed", many, *attached) as victim,
                 run(home / "other", analysis.path, *attached) as other,
             ):
-                wait_until(lambda: _workers_busy(2), END_S)
+                wait_until(lambda: _computes(victim), END_S)
                 victim.kill()
                 assert other.wait(END_S) == 0, said(home / "other")
             await opened.run(USE, "site.close()")
@@ -130,8 +131,10 @@ def test_two_runs_and_a_notebook_use_one_pool_and_one_of_them_is_killed(
     assert_nothing_is_left(60)
 
 
-def _workers_busy(count: int) -> bool:
-    return sum(process.cpu_times().user > 3.0 for process in our_processes("multiprocessing.spawn")) >= count
+def _computes(run: subprocess.Popen[str]) -> bool:
+    """Whether a worker of this run has been at work for some seconds."""
+    children = psutil.Process(run.pid).children(recursive=True)
+    return any(worker.cpu_times().user > 3.0 for worker in workers() if worker in children)
 
 
 def test_a_pool_ends_when_nobody_asks_it_and_says_so(home: Path) -> None:
@@ -184,7 +187,7 @@ def test_two_runs_on_one_node_do_not_see_each_other(analysis: Analysis, many: Pa
         run(tmp_path / "one", many, "--site", str(site)) as one,
         run(tmp_path / "two", analysis.path, "--site", str(site)) as two,
     ):
-        wait_until(lambda: _workers_busy(2), END_S)
+        wait_until(lambda: _computes(one), END_S)
         one.send_signal(signal.SIGTERM)
         assert two.wait(END_S) == 0, said(tmp_path / "two")
         one.wait(60)
