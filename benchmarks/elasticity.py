@@ -20,7 +20,7 @@ from benchmarks.harness import READY_S, Row, Timed, in_turns, script, sooner
 from benchmarks.recovery import time_lost
 from sonic_parsl import load_site
 from sonic_parsl.client.retry import FLOOR_S
-from sonic_parsl.client.session import session
+from sonic_parsl.client.sessions import session
 from sonic_parsl.executors.site import WORKERS, Site
 from sonic_parsl.pool.pool import ServerPool
 from tests.leaks import mark_this_run, wait_until

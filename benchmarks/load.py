@@ -15,7 +15,8 @@ import numpy.typing as npt
 import psutil
 
 from sonic_parsl.client.call import Call
-from sonic_parsl.client.session import Session, session
+from sonic_parsl.client.session import Session
+from sonic_parsl.client.sessions import session
 
 ROWS = 512
 """Of a call: eight requests."""

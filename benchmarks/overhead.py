@@ -18,7 +18,8 @@ from tritonclient import grpc as triton
 
 from benchmarks.harness import Identity, Row, faster, in_turns, script, serve
 from sonic_parsl import Model
-from sonic_parsl.client.session import Session, session
+from sonic_parsl.client.session import Session
+from sonic_parsl.client.sessions import session
 from sonic_parsl.executors.site import Site
 
 IN_FLIGHT = 16

@@ -14,7 +14,7 @@ from coffea.processor import ParslExecutor
 from typing_extensions import override
 
 from sonic_parsl.client.scope import Chunk, chunk_scope, current_pool
-from sonic_parsl.client.session import raise_if_lost
+from sonic_parsl.client.sessions import raise_if_lost
 from sonic_parsl.errors import SonicError, find_ours
 from sonic_parsl.executors.carried import WhereItLies
 from sonic_parsl.executors.explain import Explained, explain, parsl_explained

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from sonic_parsl.client.call import Call
 from sonic_parsl.client.scope import current_scope
-from sonic_parsl.client.session import session
+from sonic_parsl.client.sessions import session
 from sonic_parsl.columns import (
     Answer,
     Batch,

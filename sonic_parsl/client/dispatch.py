@@ -19,7 +19,7 @@ from sonic_parsl.client.balancer import choose
 from sonic_parsl.client.job import Job, Request, bug
 from sonic_parsl.client.link import Link
 from sonic_parsl.client.retry import attempt_timeout, backoff, learn
-from sonic_parsl.client.table import ModelKey, states
+from sonic_parsl.client.table import ModelKey, nobody_will, states
 from sonic_parsl.errors import PoolError, ResponseError, SonicError
 from sonic_parsl.poolref import PoolRef
 from sonic_parsl.protocol import LEASE_S, ServerTable
@@ -46,7 +46,7 @@ class Dispatcher:
     Parameters
     ----------
     give_up
-        Takes the calls of a pool that is lost.
+        Takes calls that no server will answer.
     """
 
     def __init__(self, ref: PoolRef, give_up: Callable[[Job, PoolError], None]) -> None:
@@ -95,8 +95,8 @@ class Dispatcher:
         """Take a call."""
         if job.done:
             return
-        if self._problem:
-            self._give_up(job, self._problem)
+        if problem := self._problem or self._nobody(job):
+            self._give_up(job, problem)
             return
         self._jobs.add(job)
         self._lanes.setdefault(job.key, Lane()).jobs.append(job)
@@ -121,6 +121,10 @@ class Dispatcher:
                 self._links[server_id].update(entry)
             else:
                 self._links[server_id] = Link(entry, self._ref)
+        for job in tuple(self._jobs):
+            if hopeless := self._nobody(job):
+                self._jobs.discard(job)
+                self._give_up(job, hopeless)
         self._check_stranded()
         self._pump()
 
@@ -131,6 +135,9 @@ class Dispatcher:
         self._lanes.clear()
         for job in jobs:
             self._give_up(job, problem)
+
+    def _nobody(self, job: Job) -> PoolError | None:
+        return nobody_will(self._table, self._ref.fallback, job.model.name)
 
     # Sending -----------------------------------------------------------------
 

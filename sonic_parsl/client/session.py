@@ -1,11 +1,9 @@
-"""A process's way to a pool: one session, made when first needed, shared by all its models and threads."""
+"""A process's way to a pool, shared by all its models and threads."""
 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import math
-import os
 import threading
 import time
 from collections import deque
@@ -20,8 +18,8 @@ from sonic_parsl.client.forks import wait_for_grpc_threads
 from sonic_parsl.client.job import Job, parts_of
 from sonic_parsl.client.local import Local
 from sonic_parsl.client.requests import check_inputs, empty
-from sonic_parsl.client.scope import current_pool, current_scope
-from sonic_parsl.client.table import check_same, find_model, server_of, states
+from sonic_parsl.client.scope import current_scope
+from sonic_parsl.client.table import check_same, find_model, nobody_will, server_of, states
 from sonic_parsl.errors import DeadlineError, PoolError, PoolLostError
 from sonic_parsl.kserve import Array
 from sonic_parsl.poolref import PoolRef
@@ -83,7 +81,7 @@ class Session:
         self._ensure_running()
         end = math.inf if self.ref.fallback and self.ref.fallback.patient else time.monotonic() + deadline_s
         with self._changed:
-            while self._problem is None:
+            while (problem := self._problem or self._nobody(name)) is None:
                 found = find_model(self._table, name, version=version, tags=tags) if self._table else None
                 if found:
                     self._check_same_as_before(found)
@@ -95,8 +93,10 @@ class Session:
                         hint="Look at the batch system's queue and the servers' logs.",
                         model=name,
                     )
-            problem = self._problem
         return self._served_here(problem, name, version, tags)
+
+    def _nobody(self, name: str) -> PoolLostError | None:
+        return nobody_will(self._table, self.ref.fallback, name)
 
     def _served_here(self, problem: PoolError, name: str, version: str | None, tags: Collection[str]) -> ServedModel:
         """Return what this process offers in place of a pool that is lost."""
@@ -323,75 +323,3 @@ class Session:
 
 def _closed() -> PoolError:
     return PoolError("The session with the pool was closed.")
-
-
-# One session for each pool -------------------------------------------------
-
-_sessions: dict[str, Session] = {}
-_lock = threading.Lock()
-
-
-def session(ref: PoolRef | None = None) -> Session:
-    """Return this process's session with a pool: that of the scope, if none is named.
-
-    Raises
-    ------
-    PoolNotFoundError
-        This process was not told of a pool.
-    """
-    ref = ref or current_pool()
-    with _lock:
-        if ref.run_id not in _sessions:
-            _sessions[ref.run_id] = Session(ref)
-        return _sessions[ref.run_id]
-
-
-def raise_if_lost(ref: PoolRef) -> None:
-    """Raise why this process has lost the pool, if it has and cannot do without; contacts nobody.
-
-    Raises
-    ------
-    PoolError
-        The pool is lost.
-    """
-    found = _sessions.get(ref.run_id)
-    if found is not None and found.problem is not None and not found.falls_back:
-        raise found.problem.at()
-
-
-def close_session(ref: PoolRef) -> None:
-    """Close this process's session with a pool, if there is one."""
-    with _lock:
-        found = _sessions.pop(ref.run_id, None)
-    if found:
-        found.close()
-
-
-def _close_all() -> None:
-    with _lock:
-        found = tuple(_sessions.values())
-        _sessions.clear()
-    for one in found:
-        one.close()
-
-
-def _before_fork() -> None:
-    _lock.acquire()
-    for one in _sessions.values():
-        one.before_fork()
-
-
-def _after_fork_in_parent() -> None:
-    for one in _sessions.values():
-        one.after_fork_in_parent()
-    _lock.release()
-
-
-def _after_fork_in_child() -> None:
-    for one in _sessions.values():
-        one.after_fork_in_child()
-    _lock.release()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
-atexit.register(_close_all)

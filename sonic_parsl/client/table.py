@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from typing_extensions import override
 
-from sonic_parsl.errors import ModelMismatchError, ModelNotFoundError
+from sonic_parsl.errors import ModelMismatchError, ModelNotFoundError, PoolLostError
+from sonic_parsl.poolref import Fallback
 from sonic_parsl.protocol import ServedModel, ServerTable
 
 
@@ -79,6 +80,20 @@ def find_model(
             hint=f"They have: {_known(table) or 'no model at all'}.",
         )
     return None
+
+
+def nobody_will(table: ServerTable | None, fallback: Fallback | None, name: str) -> PoolLostError | None:
+    """Return why this process should compute a model itself though the pool is not lost; None where it should wait.
+
+    Where the pool's owner starts servers, it is the owner who says that there is no hope.
+    """
+    if table is None or fallback is None or fallback.patient:
+        return None
+    if name not in {model.name for model in fallback.models}:
+        return None
+    if any(entry.state == "starting" or name in {m.name for m in entry.info.models} for entry in table.servers):
+        return None
+    return PoolLostError(f"The pool has no server left with model {name}.")
 
 
 def described(name: str, version: str | None, tags: Collection[str]) -> str:

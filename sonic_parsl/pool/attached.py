@@ -10,7 +10,8 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from sonic_parsl.client.session import Session, session
+from sonic_parsl.client.session import Session
+from sonic_parsl.client.sessions import session
 from sonic_parsl.errors import PoolError, PoolLostError, PoolNotFoundError
 from sonic_parsl.pool.view import PoolView
 from sonic_parsl.poolref import PoolRef

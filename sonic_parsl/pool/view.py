@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sonic_parsl.client.scope import Scope, set_default_pool
-from sonic_parsl.client.session import close_session
+from sonic_parsl.client.sessions import close_session
 from sonic_parsl.errors import PoolLostError
 from sonic_parsl.pool.failures import tell
 from sonic_parsl.poolref import POOL_ENV, PoolRef

@@ -17,7 +17,7 @@ import pytest
 
 from sonic_parsl.client.scope import Chunk, chunk_scope
 from sonic_parsl.client.session import Session
-from sonic_parsl.errors import ModelMismatchError, PoolError, PoolLostError, RejectedError
+from sonic_parsl.errors import DeadlineError, ModelMismatchError, PoolError, PoolLostError, RejectedError
 from sonic_parsl.poolref import POOL_ENV, Fallback
 from tests.client import onnx_files as onnx
 
@@ -127,6 +127,32 @@ def test_a_call_whose_pool_is_lost_in_its_middle_is_computed_wholly(
         np.testing.assert_array_equal(call.result(60)["OUTPUT0"], x)
     (record,) = scope.records()
     assert (record.fallback, record.servers, record.calls, record.rows) == (True, {}, 1, len(x))
+
+
+def test_where_nobody_starts_servers_calls_go_on_without_the_last_one_and_back_to_it(
+    registry: Registry, pair: list[Server], models: Path, open_session: Open, wait_for: Callable[..., None]
+) -> None:
+    one, _ = pair
+    registry.show(one.entry("starting"))
+    session, x = open_session(replace(onnx.fallback(models), patient=False)), features(64 * 400)
+    with pytest.raises(DeadlineError):
+        session.served("timed", deadline_s=0.2)  # it may come yet
+    registry.show(one.entry())
+    with chunk_scope(None, Chunk("file-1", 0, 7)) as scope:
+        call = session.submit(session.served("timed"), {"INPUT0": x}, rows=len(x))
+        wait_for(lambda: scope.records()[0].servers)
+        registry.show()
+        np.testing.assert_array_equal(call.result(60)["OUTPUT0"], x)
+        np.testing.assert_array_equal(ask(session, "timed", x), x)
+    records = scope.records()
+    assert all(record.fallback for record in records)
+    assert sum(record.rows for record in records) == 2 * len(x)
+    registry.show(one.entry())
+    session.wait_for(lambda table: bool(table.ready), 60)
+    with chunk_scope(None, Chunk("file-1", 7, 9)) as scope:
+        np.testing.assert_array_equal(ask(session, "timed", x[:100]), x[:100])
+    (record,) = scope.records()
+    assert (record.fallback, set(record.servers)) == (False, {one.id})
 
 
 def test_servers_that_come_back_are_asked_again(

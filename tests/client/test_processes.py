@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 COMMON = """
 import numpy as np
-from sonic_parsl.client.session import session
+from sonic_parsl.client.sessions import session
 
 def ask(count, model="identity", width=32):
     x = np.arange(count * width, dtype=np.float32).reshape(count, width)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from sonic_parsl.client.records import CallRecord
-from sonic_parsl.client.session import session
+from sonic_parsl.client.sessions import session
 from sonic_parsl.errors import ModelNotFoundError
 from sonic_parsl.pool import pool as pool_module
 from sonic_parsl.pool.pool import ServerPool
