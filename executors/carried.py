@@ -18,17 +18,17 @@ from parsl.executors import HighThroughputExecutor
 from parsl.providers.base import ExecutionProvider
 
 from sonic_parsl.errors import DataError
-from sonic_parsl.poolref import POOL_ENV
+from sonic_parsl.poolref import MODELS_ENV, POOL_ENV, Fallback
 from sonic_parsl.repository.digests import is_ignored
 from sonic_parsl.server.spec import ServerSpec
 
 UMASK = "umask 077\n"
-INPUTS = "inputs"
+INPUTS, MODELS = "inputs", "models"
 INPUTS_ENV = "SONIC_PARSL_INPUTS"
 """Environment variable of workers that names the folder of the input files that they brought along."""
 INIT = f"""
 chmod 700 certificates
-export {POOL_ENV}="$PWD/%s" {INPUTS_ENV}="$PWD/{INPUTS}"
+export {POOL_ENV}="$PWD/%s" {INPUTS_ENV}="$PWD/{INPUTS}" {MODELS_ENV}="$PWD/{MODELS}"
 """
 """Parsl takes certificates only from a folder that is for their owner."""
 
@@ -79,8 +79,15 @@ def link_tree(source: Path, target: Path) -> None:
                 (there / name).symlink_to(Path(parent, name).absolute())
 
 
-def equip_workers(executor: HighThroughputExecutor, run_dir: Path, *, pool: Path, inputs: Iterable[str]) -> None:
-    """Let the jobs of workers bring the key to the interchange, the pool's file and their input along.
+def equip_workers(
+    executor: HighThroughputExecutor,
+    run_dir: Path,
+    *,
+    pool: Path,
+    inputs: Iterable[str],
+    fallback: Fallback | None = None,
+) -> None:
+    """Let the jobs of workers bring the key to the interchange, the pool's file and their input along, as far as the batch system can.
 
     Parameters
     ----------
@@ -90,20 +97,27 @@ def equip_workers(executor: HighThroughputExecutor, run_dir: Path, *, pool: Path
         The pool's file.
     inputs
         Names of files as the analysis' fileset has them; what is not on this machine is left out.
+    fallback
+        What workers may compute themselves.
 
     Raises
     ------
     DataError
         One of `inputs` is not there.
     """
-    folder = run_dir / INPUTS
-    folder.mkdir(mode=0o700)
+    if not can_carry(executor.provider):
+        return
+    files, repository = run_dir / INPUTS, run_dir / MODELS
+    for folder in (files, repository):
+        folder.mkdir(mode=0o700)
     for name in inputs:
         if "://" not in name:
-            _link_input(name, folder)
+            _link_input(name, files)
+    for model in fallback.models if fallback else ():
+        link_tree(Path(model.folder), repository / model.name)
     executor.cert_dir = curvezmq.create_certificates(run_dir)
     executor.launch_cmd = executor.launch_cmd.replace("{cert_dir}", "certificates").replace("{logdir}", "logs")
-    take_along(executor.provider, Path(executor.cert_dir), pool, folder)
+    take_along(executor.provider, Path(executor.cert_dir), pool, files, repository)
     executor.provider.worker_init += INIT % pool.name
 
 

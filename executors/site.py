@@ -22,7 +22,7 @@ from typing_extensions import Self, override
 from sonic_parsl import repository
 from sonic_parsl import site as site_file
 from sonic_parsl.errors import ConfigError, DataError, PoolLostError, SonicError
-from sonic_parsl.executors.carried import can_carry, equip_workers
+from sonic_parsl.executors.carried import equip_workers
 from sonic_parsl.executors.checkpointer import Checkpointer, model_digests
 from sonic_parsl.executors.coffea_executor import CoffeaExecutor
 from sonic_parsl.executors.dialects import dialect_of
@@ -206,6 +206,10 @@ class Site:
             self.pool.join(self)  # also where no group has jobs
         else:
             self.pool.start()
+        for workers in config.executors:
+            if isinstance(workers, HighThroughputExecutor) and not self.settings.shared_filesystem:
+                ref, path = self.pool.ref, self.pool.ref_path
+                equip_workers(workers, self.run_dir, pool=path, inputs=self._inputs, fallback=ref.fallback)
         self._static = self.pool.ref.static  # the report is asked for when the pool has ended, too
         self.dfk = parsl.load(config)
 
@@ -236,7 +240,7 @@ class Site:
 
     def _worker_executor(self) -> HighThroughputExecutor:
         workers, driver = self.settings.workers, self.settings.driver
-        executor = HighThroughputExecutor(
+        return HighThroughputExecutor(
             label=WORKERS,
             address=driver.ipv4,
             loopback_address="127.0.0.1",
@@ -249,9 +253,6 @@ class Site:
             provider=make_provider(workers, count=workers.count, more_init=f"{OWN_TMPDIR}\n{self.pool.worker_init}"),
             **({"worker_port_range": ports, "interchange_port_range": ports} if (ports := driver.port_range) else {}),
         )
-        if not self.settings.shared_filesystem and can_carry(executor.provider):
-            equip_workers(executor, self.run_dir, pool=self.pool.ref_path, inputs=self._inputs)
-        return executor
 
     def _server_executors(self) -> list[ServerExecutor]:
         pool = self.pool

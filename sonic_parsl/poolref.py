@@ -13,6 +13,8 @@ from sonic_parsl.protocol import ServerInfo, decode, encode
 
 POOL_ENV = "SONIC_PARSL_POOL"
 """Environment variable that names the file a :class:`PoolRef` is read from."""
+MODELS_ENV = "SONIC_PARSL_MODELS"
+"""Environment variable of workers that names the folder of the models that they brought along."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,12 @@ class LocalModel:
     name: str
     folder: str
     artifact_digest: str
+
+    @property
+    def folder_here(self) -> Path:
+        """Its folder as this process should see it: a worker may have brought it along."""
+        brought = os.environ.get(MODELS_ENV)
+        return Path(brought, self.name) if brought else Path(self.folder)
 
 
 @dataclass(frozen=True)

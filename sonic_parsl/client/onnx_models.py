@@ -7,7 +7,6 @@ import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,7 +88,7 @@ class OnnxModel:
     """
 
     def __init__(self, local: LocalModel) -> None:
-        path = Path(local.folder)
+        path = local.folder_here
         if not path.is_dir():
             raise RepositoryError(
                 f"{socket.gethostname()} does not see {path}, the folder of model {local.name}.",

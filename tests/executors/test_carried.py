@@ -13,7 +13,9 @@ from parsl.providers import CondorProvider
 
 from sonic_parsl.errors import DataError
 from sonic_parsl.executors.carried import INPUTS_ENV, WhereItLies, equip_workers, link_tree, take_along
+from sonic_parsl.executors.site import PACKAGED
 from sonic_parsl.executors.worker_pool import LAUNCH_COMMAND
+from sonic_parsl.poolref import Fallback, LocalModel
 from sonic_parsl.repository.digests import files_of, tree_digest
 
 
@@ -27,16 +29,23 @@ def equipped(tmp_path: Path) -> HighThroughputExecutor:
     run = tmp_path / "run"
     run.mkdir(mode=0o700)
     names = [f"{tmp_path}/a/nano.root", f"{tmp_path}/b/nano.root", "root://xrootd//far.root"]
-    equip_workers(executor, run, pool=run / "pool.json", inputs=names)
+    model = LocalModel("btag", str(PACKAGED / "btag"), "")
+    equip_workers(executor, run, pool=run / "pool.json", inputs=names, fallback=Fallback((model,)))
     return executor
 
 
 def test_workers_bring_key_pool_and_input_along(equipped: HighThroughputExecutor, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert equipped.provider.transfer_input_files == [f"{run}/certificates", f"{run}/pool.json", f"{run}/inputs"]
+    assert equipped.provider.transfer_input_files == [
+        f"{run}/certificates",
+        f"{run}/pool.json",
+        f"{run}/inputs",
+        f"{run}/models",
+    ]
     assert "--cert_dir certificates --logdir=logs" in equipped.launch_cmd
     assert str(tmp_path) not in equipped.launch_cmd + equipped.provider.worker_init
     assert sorted(path.read_text() for path in (run / "inputs").iterdir()) == ["a", "b"]
+    assert tree_digest(files_of(run / "models" / "btag")) == tree_digest(files_of(PACKAGED / "btag"))
 
 
 def test_what_one_provider_takes_along_no_other_does(tmp_path: Path) -> None:

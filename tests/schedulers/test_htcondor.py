@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -50,6 +51,11 @@ servers:
     worker-init: export PATH={PYTHON}/bin:$PATH SONIC_PARSL_CACHE={CACHE}
     request: [request_cpus = 1, request_memory = 1 GB, request_fpgas = 1]
 """
+NEVER = "request_cpus = 99"
+"""What no machine of the pool has."""
+WITHOUT_SERVERS = (
+    SITE.replace("request_fpgas = 1", NEVER).replace("start-timeout: 120", "start-timeout: 15") + "fallback: cpu\n"
+)
 ANALYSIS = """
 
 class ScoresAndHistograms(Scores):
@@ -72,15 +78,17 @@ def pool() -> Iterator[HTCondor]:
         shutil.copytree(Path(btag_ttbar.__file__).parent / "models", started.home / "models")
         (started.home / "analysis.py").write_text(Path(scores.__file__).read_text() + ANALYSIS)
         (started.home / "site.yaml").write_text(SITE)
+        (started.home / "without_servers.yaml").write_text(WITHOUT_SERVERS)
         for path in [started.home, *started.home.rglob("*")]:
             os.chown(path, UID, UID)
         yield started
 
 
 @contextmanager
-def driver(pool: HTCondor) -> Iterator[subprocess.Popen[str]]:
+def driver(pool: HTCondor, site: str = "site.yaml") -> Iterator[subprocess.Popen[str]]:
     """Run the analysis on the submit machine, as its user would."""
-    options = ["--site", "site.yaml", "--output", "out", "--chunksize", "100"]
+    shutil.rmtree(pool.home / "out", ignore_errors=True)
+    options = ["--site", site, "--output", "out", "--chunksize", "100"]
     argv = pool.submit.command("sonic-parsl", "run", "analysis.py", f"{HOME}/events.root", *options)
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
@@ -162,6 +170,26 @@ def test_the_analysis_is_right_though_a_server_is_removed_in_the_middle(pool: HT
         said, _ = process.communicate(timeout=RUN_S)
         assert process.returncode == 0, said
     assert_right(pool)
+    wait_until(lambda: not pool.queue(), GONE_S, pool.queue)
+
+
+def test_models_travel_with_workers_which_compute_them_where_the_queue_starts_no_server(pool: HTCondor) -> None:
+    with driver(pool, "without_servers.yaml") as process:
+        said, _ = process.communicate(timeout=RUN_S)
+        assert process.returncode == 0, said
+    assert_right(pool)
+    report = json.loads((pool.home / "out/report.json").read_text())
+    assert not report["servers"]
+    assert any("computed by the workers themselves" in text for text in report["warnings"])
+    wait_until(lambda: not pool.queue(), GONE_S, pool.queue)
+
+
+def test_doctor_asks_the_pool_and_its_probe_jobs_reach_driver_and_servers(pool: HTCondor) -> None:
+    argv = pool.submit.command("sonic-parsl", "doctor", "--site", "site.yaml", "--probe")
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=RUN_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for finding in ("condor_submit", "reaches the driver"):
+        assert finding in done.stdout
     wait_until(lambda: not pool.queue(), GONE_S, pool.queue)
 
 
