@@ -111,7 +111,7 @@ def _prepare(name: str, job: Job, root: Path, undertaker: Undertaker) -> Trial:
     provider.script_dir = str(folder)
     dialect = dialect_of(provider)
     if dialect is not None and dialect.cancel is not None:
-        undertaker.watch(provider, dialect.cancel)
+        undertaker.watch(provider, dialect.cancel, dialect.answers)
     return Trial(name, job, provider, folder)
 
 

@@ -199,7 +199,7 @@ class Site:
                 executor.check()  # a Parsl that fails half-way in its start cannot be cleaned up
             dialect = dialect_of(getattr(executor, "provider", None))  # Parsl's threads, where nothing is, have none
             if dialect is not None and dialect.cancel is not None:
-                self._undertaker.watch(executor.provider, dialect.cancel)
+                self._undertaker.watch(executor.provider, dialect.cancel, dialect.answers)
         if isinstance(self.pool, ServerPool) and self.pool.fallback is not None:
             self._claim_static(self.pool)
         if isinstance(self.pool, ServerPool):

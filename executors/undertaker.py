@@ -2,17 +2,18 @@
 
 A job that runs ends by itself when its driver is gone. One that waits would be started for nobody, a job that was
 preempted comes back, and one in an error state stays in the queue: so all are cancelled once more at the end.
-Run as a script (``python -I -S undertaker.py``) this imports nothing of the project. It reads lines ``COMMAND JOB``
-from its standard input, whose other side is the driver's, and acts when that closes.
+Run as a script (``python -I -S undertaker.py``) this imports nothing of the project. It reads jobs, a line each, from
+its standard input, whose other side is the driver's, and acts when that closes.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 ATTEMPTS, PAUSE_S, CANCEL_S = 5, 5.0, 60.0
@@ -26,14 +27,22 @@ class Undertaker:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
-    def watch(self, provider: Any, cancel: str) -> None:
-        """Note each job that a provider submits from here on, and the command that cancels it."""
+    def watch(self, provider: Any, cancel: str, answers: Sequence[str]) -> None:
+        """Note each job that a provider submits from here on.
+
+        Parameters
+        ----------
+        cancel
+            Command that cancels jobs, by their ids.
+        answers
+            Command that succeeds where the scheduler can be reached.
+        """
         submit: Callable[..., Any] = provider.submit
 
         def noted(*args: Any, **kwargs: Any) -> Any:
             job_id = submit(*args, **kwargs)
             if job_id:
-                self._note(f"{cancel} {job_id}\n")
+                self._note(json.dumps([cancel, answers, str(job_id)]))
             return job_id
 
         provider.submit = noted
@@ -57,29 +66,33 @@ class Undertaker:
                     start_new_session=True,  # Ctrl-C is for the driver
                 )
             assert self._process.stdin is not None
-            self._process.stdin.write(line)
+            self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
 
 
 def main() -> None:
     """Wait for the driver's end, and cancel its jobs."""
-    jobs: dict[str, list[str]] = {}
+    jobs: dict[tuple[str, ...], list[str]] = {}
     for line in sys.stdin:
-        command, _, job = line.strip().partition(" ")
-        jobs.setdefault(command, []).append(job)
-    for command, ids in jobs.items():
-        _cancel(command, ids)
+        cancel, answers, job = json.loads(line)
+        jobs.setdefault((cancel, *answers), []).append(job)
+    for (cancel, *answers), ids in jobs.items():
+        _cancel([cancel, *ids], answers)
 
 
-def _cancel(command: str, ids: list[str]) -> None:
-    """Ask until somebody answers; that some of the jobs are gone already is an answer too."""
+def _cancel(command: list[str], answers: list[str]) -> None:
+    """Ask until the scheduler has heard it; that some of the jobs are gone already is an error to some of them."""
     for _ in range(ATTEMPTS):
-        try:
-            subprocess.run([command, *ids], stdin=subprocess.DEVNULL, timeout=CANCEL_S, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            time.sleep(PAUSE_S)
-        else:
+        if _succeeds(command) or _succeeds(answers):
             return
+        time.sleep(PAUSE_S)
+
+
+def _succeeds(command: list[str]) -> bool:
+    try:
+        return subprocess.run(command, stdin=subprocess.DEVNULL, timeout=CANCEL_S, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 if __name__ == "__main__":

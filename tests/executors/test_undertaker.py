@@ -19,20 +19,42 @@ from sonic_parsl.executors.undertaker import Undertaker
 numbers = itertools.count(1)
 provider = types.SimpleNamespace(submit=lambda command, name: str(next(numbers)) if command else None)
 undertaker = Undertaker()
-undertaker.watch(provider, "scancel")
+undertaker.watch(provider, "scancel", ["squeue"])
 assert [provider.submit("a", name="b"), provider.submit("", name="c"), provider.submit("d", name="e")] == ["1", None, "2"]
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_jobs_of_a_driver_that_is_killed_are_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = tmp_path / "said"
-    (tmp_path / "scancel").write_text(f'#!/bin/sh\necho "$@" >> {said}\n')
-    (tmp_path / "scancel").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+def commands(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
+    """Put a scheduler's commands first on PATH, as lines of a shell."""
+    for name, text in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def killed_driver() -> None:
+    """Let a driver submit two jobs and be killed; wait for the end of what it leaves."""
     subprocess.run([sys.executable, "-c", DRIVER], check=False, timeout=60)
     wait_until(lambda: not our_processes("undertaker.py"), 20)
+
+
+def test_jobs_of_a_driver_that_is_killed_are_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = tmp_path / "said"
+    commands(tmp_path, monkeypatch, scancel=f'echo "$@" >> {said}', squeue="exit 1")
+    killed_driver()
     assert said.read_text() == "1 2\n"
+
+
+@pytest.mark.parametrize(("squeue", "asked"), [("exit 1", 2), ("exit 0", 1)], ids=["out of reach", "it answers"])
+def test_who_was_out_of_reach_is_asked_again_and_who_knows_no_such_job_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, squeue: str, asked: int
+) -> None:
+    said = tmp_path / "said"
+    scancel = f'echo "$@" >> {said}; test $(wc -l < {said}) -ge 2'
+    commands(tmp_path, monkeypatch, scancel=scancel, squeue=squeue)
+    killed_driver()
+    assert said.read_text() == asked * "1 2\n"
 
 
 def test_where_nothing_was_submitted_there_is_nobody() -> None:
