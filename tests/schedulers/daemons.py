@@ -6,8 +6,11 @@ import os
 import signal
 import socket
 import subprocess
-from contextlib import ExitStack, suppress
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import psutil
 
@@ -17,6 +20,38 @@ from tests.schedulers.apt import SYSTEM_PATH
 COMMAND_S = 30
 END_S = 5
 LOOPBACK = "127.0.0.1"
+
+
+class Scheduler(Protocol):
+    """A scheduler under test."""
+
+    environ: dict[str, str]
+    """By which its commands find it."""
+
+    def boot(self) -> None:
+        """Start its daemons, and wait until it takes jobs."""
+
+    def stop(self) -> None:
+        """End its daemons, and what runs as its jobs."""
+
+
+Made = TypeVar("Made", bound=Scheduler)
+
+
+@contextmanager
+def booted(make: Callable[[Path], Made]) -> Iterator[Made]:
+    """Boot a scheduler in a folder of its own, and let its commands in this process speak to it; nothing of it stays."""
+    with tempfile.TemporaryDirectory(prefix=f"{make.__name__.lower()}-") as name:
+        Path(name).chmod(0o755)
+        scheduler = make(Path(name))
+        os.environ.update(scheduler.environ)
+        try:
+            scheduler.boot()
+            yield scheduler
+        finally:
+            scheduler.stop()
+            for variable in scheduler.environ:
+                del os.environ[variable]
 
 
 def command(*argv: str, check: bool = True) -> str:

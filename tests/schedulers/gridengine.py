@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.leaks import wait_until
 from tests.schedulers.apt import provide
-from tests.schedulers.daemons import command, end, free_ports, listens, process_of
+from tests.schedulers.daemons import booted, command, end, free_ports, listens, process_of
 
 PROGRAMS = ("sge_qmaster", "sge_execd", "qsub", "qstat", "qdel", "qconf")
 PACKAGES = ("gridengine-master", "gridengine-exec", "gridengine-client")
@@ -157,16 +155,7 @@ def _changed(settings: str, changes: dict[str, str]) -> str:
 
 @contextmanager
 def gridengine_cell() -> Iterator[GridEngine]:
-    """Boot a cell, and let Grid Engine's commands of this process speak to it; nothing of it stays."""
+    """Boot one; install what it needs."""
     provide("Grid Engine", PROGRAMS, PACKAGES)
-    with tempfile.TemporaryDirectory(prefix="gridengine-") as name:
-        Path(name).chmod(0o755)
-        cell = GridEngine(Path(name))
-        os.environ.update(cell.environ)
-        try:
-            cell.boot()
-            yield cell
-        finally:
-            cell.stop()
-            for variable in cell.environ:
-                del os.environ[variable]
+    with booted(GridEngine) as scheduler:
+        yield scheduler

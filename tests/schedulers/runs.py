@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import yaml
 import sonic_parsl as sonic
 from sonic_parsl.executors.site import Site
 from tests.faults.runs import Analysis, tritons, wait_whole, workers
+from tests.leaks import assert_nothing_is_left, wait_until
 
 LEASE_S = 6.0
 START_S = 120
@@ -52,12 +53,20 @@ def write_site(folder: Path, workers: dict[str, Any], servers: dict[str, dict[st
 
 
 @contextmanager
-def up(path: Path, analysis: Analysis, servers: int) -> Iterator[Site]:
-    """Bring a site up, and take the histograms of an undisturbed run of it for right."""
+def up(path: Path, analysis: Analysis, servers: int, jobs: Callable[[], list[str]]) -> Iterator[Site]:
+    """Bring a site up, and take the histograms of an undisturbed run of it for right; at the end nothing is left.
+
+    Parameters
+    ----------
+    jobs
+        Returns what is in the queue.
+    """
     with sonic.load_site(path) as site:
         wait_whole(site, servers)
         analysis.learn_undisturbed(analysis.run(site.coffea_executor(status=False)))
         yield site
+    wait_until(lambda: not jobs(), GONE_S, what=jobs)
+    assert_nothing_is_left()
 
 
 @contextmanager

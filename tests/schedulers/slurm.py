@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import psutil
 
 from tests.leaks import wait_until
 from tests.schedulers.apt import provide
-from tests.schedulers.daemons import command, cut_power, end, free_ports, listens, lost_with, process_of
+from tests.schedulers.daemons import booted, command, cut_power, end, free_ports, listens, lost_with, process_of
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "munged")
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
@@ -247,16 +246,7 @@ def _make_device(path: Path) -> None:
 
 @contextmanager
 def slurm_cluster() -> Iterator[Slurm]:
-    """Boot a cluster, and let Slurm's commands of this process speak to it; nothing of it stays."""
+    """Boot one; install what it needs."""
     provide("Slurm", PROGRAMS, PACKAGES)
-    with tempfile.TemporaryDirectory(prefix="slurm-") as name:
-        Path(name).chmod(0o755)
-        cluster = Slurm(Path(name))
-        os.environ.update(cluster.environ)
-        try:
-            cluster.boot()
-            yield cluster
-        finally:
-            cluster.stop()
-            for variable in cluster.environ:
-                del os.environ[variable]
+    with booted(Slurm) as scheduler:
+        yield scheduler

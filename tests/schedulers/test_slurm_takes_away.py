@@ -10,9 +10,9 @@ import pytest
 from sonic_parsl.executors.site import Site
 from sonic_parsl.protocol import ServerInfo
 from tests.faults.runs import Analysis, wait_whole
-from tests.leaks import assert_nothing_is_left, wait_until
+from tests.leaks import wait_until
 from tests.schedulers.daemons import command
-from tests.schedulers.runs import GONE_S, up, write_site
+from tests.schedulers.runs import up, write_site
 from tests.schedulers.slurm import CPUS, Slurm
 
 WORKERS = {"provider": "slurm", "partition": "cpu", "request": ["--cpus-per-task=2", "--nodelist=cpu1"]}
@@ -30,10 +30,9 @@ SMALL = 25
 @pytest.fixture(scope="module")
 def shared_site(slurm: Slurm, analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     groups = {label: {"provider": "slurm", **group} for label, group in GROUPS.items()}
-    with up(write_site(tmp_path_factory.mktemp("slurm"), WORKERS, groups), analysis, SERVERS) as site:
+    path = write_site(tmp_path_factory.mktemp("slurm"), WORKERS, groups)
+    with up(path, analysis, SERVERS, slurm.jobs) as site:
         yield site
-    wait_until(lambda: not slurm.jobs(), GONE_S, what=slurm.jobs)
-    assert_nothing_is_left()
 
 
 @pytest.fixture
@@ -79,6 +78,14 @@ def test_a_power_cut_of_a_servers_node_costs_no_event(site: Site, slurm: Slurm, 
     wait_until(left(site, victim), BACK_S)
     slurm.start_node("gpu1")
     wait_whole(site, SERVERS)
+
+
+def test_a_power_cut_of_the_workers_node_costs_no_event(site: Site, slurm: Slurm, analysis: Analysis) -> None:
+    def power_cut() -> None:
+        slurm.kill_node("cpu1")
+        slurm.start_node("cpu1")
+
+    analysis.check(analysis.run_and(power_cut, site, chunksize=SMALL))
 
 
 def test_a_power_cut_of_one_node_of_a_block_costs_no_event(site: Site, slurm: Slurm, analysis: Analysis) -> None:
