@@ -25,8 +25,8 @@ from sonic_parsl.executors.site import put_own_bin_on_path, runs_of
 from sonic_parsl.executors.undertaker import Undertaker
 from sonic_parsl.ports import free_port
 from sonic_parsl.protocol import VERSION, decode, encode
-from sonic_parsl.server.probe_job import Errand, Hello, Visit, Visited
-from sonic_parsl.site import Count, Job, ServerGroup, SiteFile
+from sonic_parsl.server.probe_job import Errand, Hello, Needs, Visit, Visited
+from sonic_parsl.site import Count, Job, ServerGroup, SiteFile, packaged_models
 
 QUEUE_S, RUN_S = 300.0, 30.0
 """For a job to be started, and then to call."""
@@ -116,7 +116,7 @@ def _prepare(name: str, job: Job, root: Path, undertaker: Undertaker) -> Trial:
 
 
 async def _run(settings: SiteFile, trials: list[Trial]) -> list[Answer]:
-    host, token = settings.driver.address, uuid.uuid4().hex
+    host, token = settings.driver.ipv4, uuid.uuid4().hex
     port = free_port(host, settings.driver.port_range)
 
     async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,7 +125,9 @@ async def _run(settings: SiteFile, trials: list[Trial]) -> list[Answer]:
     server = await asyncio.start_server(receive, host, port, limit=MAX_LINE)
     try:
         for trial in trials:
-            await asyncio.to_thread(_submit, trial, _errand(settings, trial, f"{host}:{port}", token))
+            errand = _errand(settings, trial, f"{host}:{port}", token)
+            python = shlex.quote(sys.executable) if errand.needs and settings.shared_filesystem else "python3"
+            await asyncio.to_thread(_submit, trial, errand, python)
         await asyncio.gather(*(_await_call(trial) for trial in trials))
         return [answer for trial in trials for answer in _about(trial, f"{host}:{port}")] + await _reach(trials)
     finally:
@@ -135,9 +137,13 @@ async def _run(settings: SiteFile, trials: list[Trial]) -> list[Answer]:
 
 
 def _errand(settings: SiteFile, trial: Trial, driver: str, token: str) -> Errand:
-    group = trial.settings
-    address = group.address if isinstance(group, ServerGroup) else None
-    return Errand(driver, token, trial.name, address, settings.driver.port_range)
+    group, ports = trial.settings, settings.driver.port_range
+    if not isinstance(group, ServerGroup):
+        return Errand(driver, token, trial.name, port_range=ports)
+    gpu = settings.device(group.device).family == "gpu"
+    repository = str(group.repository(packaged_models())) if settings.shared_filesystem else None
+    needs = Needs(group.runtime, group.image, group.binary, gpu, repository)
+    return Errand(driver, token, trial.name, group.address, ports, needs)
 
 
 async def _receive(trials: list[Trial], token: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -157,9 +163,8 @@ async def _receive(trials: list[Trial], token: str, reader: asyncio.StreamReader
 # Jobs -----------------------------------------------------------------------------
 
 
-def _submit(trial: Trial, errand: Errand) -> None:
+def _submit(trial: Trial, errand: Errand, python: str) -> None:
     """Submit its job, with the interpreter that a run would use; the token stays in the script."""
-    python = "python3" if trial.name == WORKERS else shlex.quote(sys.executable)
     command = f"echo {errand.pack()} | {python} -m {Errand.__module__}"
     try:
         trial.job_id = trial.provider.submit(command, 1, "sonic-parsl-probe")
@@ -226,8 +231,16 @@ def _about(trial: Trial, driver: str) -> Iterator[Answer]:
             text = f"has Python {hello.python}, and here is {PYTHON}. Use the same one everywhere."
         else:
             yield True, f"{trial.name}: {hello.node} has sonic-parsl {VERSION} and reaches the driver at {driver}"
+            yield from _equipment(trial, hello)
             continue
         yield False, f"{trial.name}: {hello.node} {text}"
+
+
+def _equipment(trial: Trial, hello: Hello) -> Iterator[Answer]:
+    """Say what a node lacks for a server."""
+    yield from ((False, f"{trial.name}: {hello.node}: {problem}") for problem in hello.lacks)
+    if isinstance(trial.settings, ServerGroup) and not hello.lacks:
+        yield True, f"{trial.name}: {hello.node} has what runtime {trial.settings.runtime} needs"
 
 
 async def _reach(trials: list[Trial]) -> list[Answer]:

@@ -42,7 +42,7 @@ from sonic_parsl.ports import is_loopback
 from sonic_parsl.protocol import ServerTable
 from sonic_parsl.report import Report, RunLog
 from sonic_parsl.server.leash import leashed
-from sonic_parsl.site import PACKAGED_MODELS, ServerGroup, SiteFile
+from sonic_parsl.site import ServerGroup, SiteFile
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ export TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/sonic-parsl-XXXXXX")
 trap 'rm -rf "$TMPDIR"' EXIT
 trap 'exit 143' TERM"""
 """Parsl's worker pools leave a folder with a socket where they are ended: it goes with the job's script."""
-PACKAGED = Path(site_file.__file__).parent / "workflows" / "models"
+PACKAGED = site_file.packaged_models()
 MORE_SERVERS_S = 10.0
 """Once a server is ready, the others of the minimum are waited for so long before work starts."""
 
@@ -264,20 +264,17 @@ class Site:
     def _claim_static(self, pool: ServerPool) -> None:
         """Let workers compute what servers of others have, where the group's ``models`` has it too."""
         for label, group in self.settings.servers.items():
-            root = self._repository(group)
+            root = group.repository(self._models)
             named = dict.fromkeys(name for endpoint in group.static for name in endpoint.models)
             if here := [name for name in named if (root / name).is_dir()]:
                 pool.claim(label, repository.read(root, here))
-
-    def _repository(self, group: ServerGroup) -> Path:
-        return self._models if group.models == PACKAGED_MODELS else Path(group.models).absolute()
 
     def _server_executor(self, label: str, group: ServerGroup, pool: ServerPool) -> ServerExecutor:
         return ServerExecutor(
             label=label,
             pool=pool,
             provider=make_provider(group, count=group.count),
-            models=self._repository(group),
+            models=group.repository(self._models),
             serve=group.serve,
             device=self.settings.device(group.device),
             min_servers=group.count.min,

@@ -46,5 +46,7 @@ BUILT_IN: dict[str, Device] = {
     for device in (
         Device(kind="cpu", family="cpu"),
         Device(kind="gpu", family="gpu"),
+        Device(kind="fpga", family="fpga"),
+        Device(kind="ipu", family="ipu"),
     )
 }

@@ -6,19 +6,18 @@ import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
 from sonic_parsl import site as site_file
-from sonic_parsl.errors import SonicError
+from sonic_parsl.errors import ConfigError, SonicError
 from sonic_parsl.executors.dialects import DIALECTS
 from sonic_parsl.executors.probe import probe
 from sonic_parsl.executors.rehearsal import objections, silence
 from sonic_parsl.ports import is_loopback
 from sonic_parsl.repository import check
 from sonic_parsl.server.runtimes import runtime
-from sonic_parsl.site import PACKAGED_MODELS, Job, SiteFile
+from sonic_parsl.site import Job, SiteFile
 from sonic_parsl.workflows import samples
 
 COMMANDS = {"slurm": "sbatch", "htcondor": "condor_submit", "gridengine": "qsub", "pbspro": "qsub", "lsf": "bsub"}
@@ -63,7 +62,11 @@ def _jobs(settings: SiteFile) -> Iterator[tuple[str, Job]]:
 
 
 def _driver(settings: SiteFile) -> Iterator[Finding]:
-    address = settings.driver.address
+    try:
+        address = settings.driver.ipv4
+    except ConfigError as error:
+        yield Finding(ok=False, text=f"driver: {error}")
+        return
     batch = sorted({job.provider for _, job in _jobs(settings)} - {"local"})
     if not batch or not is_loopback(address):
         yield Finding(ok=True, text=f"driver: address {address}")
@@ -108,11 +111,15 @@ def _group(label: str, settings: SiteFile) -> Iterator[Finding]:
     group = settings.servers[label]
     gpu = settings.device(group.device).family == "gpu"
     engine = runtime(group.runtime, image=group.image, binary=group.binary, gpu=gpu)
-    problems = engine.problems()
-    yield from _findings(problems, f"servers {label}: runtime {group.runtime}")
-    folder = site_file.packaged_folder().parent / "workflows" / "models"
-    root = folder if group.models == PACKAGED_MODELS else Path(group.models)
-    backends = None if problems else engine.backends()
+    backends = None
+    # The wheel is in the user's cache, which nodes share; the others are whatever a node has.
+    if group.provider == "local" or (group.runtime == "wheel" and settings.shared_filesystem):
+        problems = engine.problems()
+        yield from _findings(problems, f"servers {label}: runtime {group.runtime}")
+        backends = None if problems else engine.backends()
+    else:
+        yield Finding(ok=True, text=f"servers {label}: runtime {group.runtime} is for the nodes to have; --probe looks")
+    root = group.repository(site_file.packaged_models())
     yield from _findings(check(root, group.serve, backends=backends), f"servers {label}: models {root}")
 
 

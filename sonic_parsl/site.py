@@ -147,6 +147,10 @@ class ServerGroup(Job):
     lease: Annotated[float, Field(ge=3)] = LEASE_S
     drain_before: Annotated[float, Field(ge=0)] = 120.0
 
+    def repository(self, packaged: Path) -> Path:
+        """Return the folder of its models, where `packaged` is the one that comes with sonic-parsl."""
+        return packaged if self.models == PACKAGED_MODELS else Path(self.models).absolute()
+
     @model_validator(mode="after")
     def _check_drain(self) -> ServerGroup:
         if self.walltime is not None and self.drain_before >= self.walltime:
@@ -282,6 +286,11 @@ class SiteFile(Section):
 def packaged_folder() -> Path:
     """Folder of the site files that come with sonic-parsl."""
     return Path(__file__).parent / "configs"
+
+
+def packaged_models() -> Path:
+    """Folder of the model repository that comes with sonic-parsl."""
+    return Path(__file__).parent / "workflows" / "models"
 
 
 def user_folder() -> Path:

@@ -97,3 +97,16 @@ def test_a_model_that_is_asked_for_and_not_there_is_missing(tmp_path: Path) -> N
 def test_a_site_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(ConfigError, match="There is no site 'nowhere'"):
         examine("nowhere")
+
+
+def test_what_only_nodes_have_is_for_the_probe_to_see(programs: Path, tmp_path: Path) -> None:
+    found = findings(tmp_path, "{provider: slurm, device: gpu, runtime: apptainer, image: triton.sif}")
+    assert not [text for text in missing(found) if "apptainer" in text]
+    assert "servers gpu: runtime apptainer is for the nodes to have; --probe looks" in good(found)
+
+
+def test_an_address_that_is_none_is_a_problem(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text("servers: {cpu: {}}\ndriver: {address: ib7}\n")
+    (text,) = [text for text in missing(examine(str(path))) if text.startswith("driver: ")]
+    assert text.startswith("driver: 'ib7' is neither an IPv4 address nor an interface of this machine")

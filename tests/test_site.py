@@ -112,7 +112,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_right_one(written: Path, tex
         ("servers: {a: {count: many}}", "servers.a.count: 'many' is neither a number nor {min: ..., max: ...}."),
         ("servers: {a: {count: {min: 3, max: 2}}}", "servers.a.count: min is 3, which is more than max, 2."),
         ("servers: {a: {count: 0}}", "servers.a.count.min: 0 should be greater than or equal to 1."),
-        ("servers: {a: {device: tpu}}", "servers.a.device is 'tpu'; known are cpu, gpu."),
+        ("servers: {a: {device: tpu}}", "servers.a.device is 'tpu'; known are cpu, fpga, gpu, ipu."),
         ("servers: {a: {runtime: docker}}", "servers.a.runtime: 'docker' should be 'wheel', 'host' or 'apptainer'."),
         ("servers: {a: {runtime: apptainer}}", "servers.a: runtime apptainer needs an image, a SIF file or docker://"),
         ("servers: {a: {provider: k8s}}", "servers.a.provider: 'k8s' should be 'local', 'slurm'"),

@@ -11,16 +11,45 @@ import sys
 import threading
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
-from sonic_parsl.ports import PortRange, address_towards, free_port
+from sonic_parsl.errors import ConfigError
+from sonic_parsl.ports import PortRange, address_towards, free_port, ipv4_of
 from sonic_parsl.protocol import VERSION, decode, encode
+from sonic_parsl.server.runtimes import runtime
 
 CONNECT_S = 10.0
 LIFE_S = 180.0
 """A job whose driver says nothing for so long ends."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a server needs on its node.
+
+    Attributes
+    ----------
+    runtime, image, binary, gpu
+        As :func:`sonic_parsl.server.runtimes.runtime` has them.
+    repository
+        Folder of its models; None where they travel with the job.
+    """
+
+    runtime: str
+    image: str | None = None
+    binary: str | None = None
+    gpu: bool = False
+    repository: str | None = None
+
+    def lacking(self) -> tuple[str, ...]:
+        """Return what this node lacks, a sentence each."""
+        found = runtime(self.runtime, image=self.image, binary=self.binary, gpu=self.gpu).problems()
+        if self.repository is not None and not Path(self.repository).is_dir():
+            found.append(f"The model repository {self.repository} is not there. Put it on a disk that all nodes see.")
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -37,6 +66,8 @@ class Errand:
         Which of its jobs this is.
     address, port_range
         Where a server of this job would listen.
+    needs
+        What it would need; None for workers.
     """
 
     driver: str
@@ -44,6 +75,7 @@ class Errand:
     job: str = ""
     address: str | None = None
     port_range: PortRange | None = None
+    needs: Needs | None = None
 
     def pack(self) -> str:
         """Return it as one word that a shell leaves as it is."""
@@ -60,6 +92,8 @@ class Hello:
         What this job's port says to visitors.
     address
         ``host:port`` of it.
+    lacks
+        What the node lacks for a server.
     """
 
     token: str = field(repr=False)
@@ -69,6 +103,7 @@ class Hello:
     version: str
     python: str
     address: str
+    lacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,10 +128,14 @@ def main() -> None:
         driver = socket.create_connection(_split(errand.driver), CONNECT_S)
     except OSError as error:
         sys.exit(f"{node} cannot reach the driver at {errand.driver}: {error}")
-    host = errand.address or address_towards(errand.driver)
+    try:
+        host = ipv4_of(errand.address) if errand.address else address_towards(errand.driver)
+        port = free_port(host, errand.port_range)
+    except ConfigError as error:
+        sys.exit(f"{node}: {error.message}")
     with (
         driver,
-        socket.create_server((host, free_port(host, errand.port_range))) as door,
+        socket.create_server((host, port)) as door,
         driver.makefile("rb") as lines,
     ):
         own = Hello(
@@ -106,7 +145,8 @@ def main() -> None:
             node=node,
             version=VERSION,
             python=".".join(map(str, sys.version_info[:2])),
-            address=f"{host}:{door.getsockname()[1]}",
+            address=f"{host}:{port}",
+            lacks=errand.needs.lacking() if errand.needs else (),
         )
         threading.Thread(target=_say_to_visitors, args=(door, own.id), daemon=True).start()
         driver.settimeout(LIFE_S)

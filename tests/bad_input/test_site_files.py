@@ -78,7 +78,7 @@ PROBLEMS: list[tuple[str, str, str]] = [
         "servers: {a: {count: {min: 3, max: 2}}}",
         "servers.a.count: min is 3, which is more than max, 2.",
     ),
-    ("an unknown device", "servers: {a: {device: tpu}}", "servers.a.device is 'tpu'; known are cpu, gpu."),
+    ("an unknown device", "servers: {a: {device: tpu}}", "servers.a.device is 'tpu'; known are cpu, fpga, gpu, ipu."),
     (
         "an unknown runtime",
         "servers: {a: {runtime: docker}}",

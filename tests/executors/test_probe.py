@@ -45,8 +45,24 @@ def test_each_kind_of_job_calls_the_driver_and_workers_reach_the_servers(tmp_pat
     assert problems(answers) == []
     texts = [text.partition(" at ")[0] for _, text in answers]
     calls = [f"{name}: {HERE} has sonic-parsl {VERSION} and reaches the driver" for name in ("workers", "servers gpu")]
-    assert texts[:2] == calls
-    assert texts[2].endswith(f" on {HERE} is reached from the workers' {HERE}")
+    assert texts[:3] == [*calls, f"servers gpu: {HERE} has what runtime wheel needs"]
+    assert texts[3].endswith(f" on {HERE} is reached from the workers' {HERE}")
+
+
+def test_a_node_without_what_a_server_needs_is_named(tmp_path: Path) -> None:
+    servers = f"{{runtime: host, binary: tritonserver-of-nobody, models: {tmp_path / 'nowhere'}}}"
+    found = problems(probed(tmp_path, servers=servers))
+    assert [text.partition(f"servers gpu: {HERE}: ")[2].partition(". ")[0] for text in found] == [
+        "There is no tritonserver-of-nobody here",
+        f"The model repository {tmp_path / 'nowhere'} is not there",
+    ]
+
+
+def test_addresses_may_be_names_of_interfaces(tmp_path: Path) -> None:
+    text = {"servers": {"gpu": {"address": "lo"}}, "driver": {"run-dir": str(tmp_path), "address": "lo"}}
+    answers = probe(SiteFile.model_validate(text))
+    assert problems(answers) == []
+    assert "servers gpu: 127.0.0.1:" in answers[-1][1]
 
 
 def test_the_drivers_port_and_the_servers_are_of_the_range(tmp_path: Path) -> None:
@@ -54,7 +70,7 @@ def test_the_drivers_port_and_the_servers_are_of_the_range(tmp_path: Path) -> No
     text = {"servers": {"gpu": {}}, "driver": {"run-dir": str(tmp_path), "port-range": [first, first + 20]}}
     answers = probe(SiteFile.model_validate(text))
     assert problems(answers) == []
-    ports = [int(text.rpartition("127.0.0.1:")[2].split()[0]) for _, text in answers]
+    ports = [int(text.rpartition("127.0.0.1:")[2].split()[0]) for _, text in answers if "127.0.0.1:" in text]
     assert len(ports) == 3
     assert all(first <= port <= first + 20 for port in ports)
 
