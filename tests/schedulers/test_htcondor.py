@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -29,9 +30,11 @@ from tests.faults.runs import EVENTS
 from tests.leaks import wait_until
 from tests.schedulers.htcondor import CACHE, PYTHON, UID, HTCondor, htcondor
 
-HOME = "/home/physicist"
+HOME = Path("/home/physicist")
 START_S, RUN_S, GONE_S = 120.0, 150.0, 90.0
 NOBODY = 65534
+OF_JOBS = ("sonic_parsl", "tritonserver", "multiprocessing")
+"""Words of the command lines of what jobs start."""
 
 SITE = f"""
 shared-filesystem: false
@@ -128,6 +131,11 @@ def logs(pool: HTCondor) -> str:
     )
 
 
+def runs(pool: HTCondor) -> list[Path]:
+    """Return the folders of the user's runs, as the submit machine has them."""
+    return [HOME / run.relative_to(pool.home) for run in pool.home.glob(".local/state/sonic-parsl/runs/*")]
+
+
 def jobs(pool: HTCondor, word: str) -> list[str]:
     """Return the ids of the jobs in the queue with a word in the name of their script."""
     return [line.split()[0] for line in pool.queue() if word in line]
@@ -170,7 +178,13 @@ def test_the_analysis_is_right_though_a_server_is_removed_in_the_middle(pool: HT
         said, _ = process.communicate(timeout=RUN_S)
         assert process.returncode == 0, said
     assert_right(pool)
+    assert_gone(pool)
+
+
+def assert_gone(pool: HTCondor) -> None:
+    """Wait until no job is in the queue and none of their processes lives."""
     wait_until(lambda: not pool.queue(), GONE_S, pool.queue)
+    wait_until(lambda: not any(on_node(pool, word) for word in OF_JOBS), 20, lambda: on_node(pool, ""))
 
 
 def test_models_travel_with_workers_which_compute_them_where_the_queue_starts_no_server(pool: HTCondor) -> None:
@@ -180,32 +194,43 @@ def test_models_travel_with_workers_which_compute_them_where_the_queue_starts_no
     assert_right(pool)
     report = json.loads((pool.home / "out/report.json").read_text())
     assert not report["servers"]
+    assert all(line["fallback"] for line in report["chunk_records"])
     assert any("computed by the workers themselves" in text for text in report["warnings"])
-    wait_until(lambda: not pool.queue(), GONE_S, pool.queue)
+    assert_gone(pool)
 
 
 def test_doctor_asks_the_pool_and_its_probe_jobs_reach_driver_and_servers(pool: HTCondor) -> None:
     argv = pool.submit.command("sonic-parsl", "doctor", "--site", "site.yaml", "--probe")
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=RUN_S)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for finding in ("condor_submit", "reaches the driver"):
+    found = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    problems = [text for mark, text in found if mark != "ok"]
+    assert [text.split()[0] for text in problems] == ["driver:", "XX"], done.stdout + done.stderr
+    for finding in (
+        "condor_submit",
+        "reaches the driver",
+        "has what runtime wheel needs",
+        "is reached from the workers'",
+    ):
         assert finding in done.stdout
-    wait_until(lambda: not pool.queue(), GONE_S, pool.queue)
+    assert_gone(pool)
 
 
-def test_nobody_else_reads_what_travels_and_no_job_outlives_a_driver_that_is_killed(pool: HTCondor) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nobody_else_reads_what_travels_and_no_job_outlives_its_driver(pool: HTCondor, number: signal.Signals) -> None:
     with driver(pool) as process:
         wait_until_scored(pool, process)
         assert on_node(pool, "tritonserver")
         scratch = "/var/lib/condor/execute"
-        assert "home" not in pool.execute.run("ls", "/home", user=NOBODY)
+        assert not pool.execute.run("ls", "/home", user=NOBODY).strip()
+        assert {one.uids().real for word in OF_JOBS for one in on_node(pool, word)} == {UID}
+        assert not [run for run in runs(pool) if pool.execute.run("sh", "-c", f"ls {run} 2>/dev/null || true").strip()]
         listed = pool.execute.run("sh", "-c", f"find {scratch} -mindepth 2 2>/dev/null; true", user=NOBODY)
         assert not listed
         carried = pool.execute.run("find", scratch, "-name", "*.key_secret", "-o", "-name", "pool.json", user=0).split()
         assert len(carried) == 3
-        for run in pool.home.glob(".local/state/sonic-parsl/runs/*"):
-            assert stat.S_IMODE(run.stat().st_mode) == 0o700
-        psutil.Process(process.pid).children()[0].kill()
+        assert runs(pool)
+        for run in runs(pool):
+            assert stat.S_IMODE((pool.home / run.relative_to(HOME)).stat().st_mode) == 0o700
+        psutil.Process(process.pid).children()[0].send_signal(number)
         process.wait()
-    wait_until(lambda: not pool.queue(), GONE_S, pool.queue)
-    assert not on_node(pool, "sonic_parsl")
+    assert_gone(pool)
