@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import click
 from rich.console import Console
@@ -131,7 +131,7 @@ def jets_file(events: int) -> Iterator[Path]:
 # Measuring -------------------------------------------------------------------
 
 
-def in_turns(rounds: int, *ways: Callable[[], float], warm_up: bool = True) -> list[list[float]]:
+def in_turns(rounds: int, *ways: Callable[[], Any], warm_up: bool = True) -> list[list[Any]]:
     """Return what each way measures in each round; all take part in a round, one after the other.
 
     Whatever else the machine does then meets all of them. A round before the first warms up.
@@ -140,7 +140,7 @@ def in_turns(rounds: int, *ways: Callable[[], float], warm_up: bool = True) -> l
     return [list(values) for values in zip(*found[warm_up:], strict=True)]
 
 
-def _tidy(way: Callable[[], float]) -> float:
+def _tidy(way: Callable[[], Any]) -> Any:
     gc.collect()
     return way()
 

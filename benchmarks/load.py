@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +40,8 @@ class Load:
         self._data: npt.NDArray[np.float32] = np.random.default_rng(1).normal(size=(ROWS, 4)).astype(np.float32)
         self._done: dict[Call, float | None] = {}
         self._ending = threading.Event()
-        self.longest_s = 0.0
-        """Time of the longest call so far."""
+        self.times_s: list[float] = []
+        """Time of each call so far, in s."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -61,8 +62,8 @@ class Load:
             call = self._session.submit(model, {"INPUT0": self._data}, rows=ROWS)
             self._done[call] = None
             output = call.result()["OUTPUT0"]
-            self._done[call] = time.monotonic()
-            self.longest_s = max(self.longest_s, time.monotonic() - begun)
+            self._done[call] = done = time.monotonic()
+            self.times_s.append(done - begun)
             np.testing.assert_array_equal(output, self._data)
 
     def asked_again(self) -> bool:
@@ -92,12 +93,31 @@ def strike(address: str, number: int, model: str) -> float:
         return load.last_affected() - start
 
 
-def keep_up(seconds: float, model: str) -> tuple[float, bool]:
-    """Keep the load up for a while; return how long its longest call took, in s, and whether any had to ask again."""
+class Kept(NamedTuple):
+    """How the calls of a load fared.
+
+    Attributes
+    ----------
+    longest_s
+        Time of the longest one, in s.
+    on_time
+        Share of them that took no longer than twice the median.
+    asked_again
+        Whether any had to ask again.
+    """
+
+    longest_s: float
+    on_time: float
+    asked_again: bool
+
+
+def keep_up(seconds: float, model: str) -> Kept:
+    """Keep the load up for a while."""
     load = Load(session(), model)
     with load.running():
         time.sleep(seconds)
-    return load.longest_s, load.asked_again()
+    times_s = np.array(load.times_s)
+    return Kept(float(times_s.max()), float(np.mean(times_s <= 2 * np.median(times_s))), load.asked_again())
 
 
 def triton_at(address: str) -> psutil.Process:
