@@ -35,7 +35,7 @@ scheduler_threads 1
 """
 HOST = f"""hostname localhost
 load_scaling NONE
-complex_values fpga={DEVICES}
+complex_values fpga={DEVICES},gpu=1
 user_lists NONE
 xuser_lists NONE
 projects NONE
@@ -44,14 +44,27 @@ usage_scaling NONE
 report_variables NONE
 """
 QUEUE = {
-    "qname": "all.q",
     "hostlist": "@allhosts",
     "slots": str(SLOTS),
-    "pe_list": "NONE",
+    "pe_list": "smp",
     "shell": "/bin/bash",
     "shell_start_mode": "unix_behavior",
     "load_thresholds": "NONE",
 }
+PARALLEL = f"""pe_name smp
+slots {SLOTS}
+user_lists NONE
+xuser_lists NONE
+start_proc_args NONE
+stop_proc_args NONE
+allocation_rule $pe_slots
+control_slaves FALSE
+job_is_first_task TRUE
+urgency_slots min
+accounting_summary FALSE
+qsort_args NONE
+"""
+COMPLEXES = ("fpga", "gpu")
 # React within a second, and say why jobs wait.
 SCHEDULER = {
     "schedule_interval": "0:0:1",
@@ -133,10 +146,12 @@ class GridEngine:
         command("qconf", "-ah", "localhost", check=False)  # it may be one already
         command("qconf", "-as", "localhost")
         self._set("-Msconf", _changed(command("qconf", "-ssconf"), SCHEDULER))
-        self._set("-Mc", command("qconf", "-sc") + "fpga fpga INT <= YES YES 0 0\n")
+        self._set("-Mc", command("qconf", "-sc") + "".join(f"{name} {name} INT <= YES YES 0 0\n" for name in COMPLEXES))
         self._set("-Ae", HOST)
         self._set("-Ahgrp", "group_name @allhosts\nhostlist localhost\n")
-        self._set("-Aq", _changed(command("qconf", "-sq"), QUEUE))
+        self._set("-Ap", PARALLEL)
+        for name in ("all.q", "gpu.q"):
+            self._set("-Aq", _changed(command("qconf", "-sq"), {**QUEUE, "qname": name}))
 
     def _set(self, option: str, text: str) -> None:
         path = self._root / "setting"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -38,6 +39,11 @@ GONE_S = 90.0
 """The queue is empty of a run's jobs so long after its driver's end."""
 
 
+FIRST_PORT = 20_000 + os.getpid() % 10_000
+PORTS = (FIRST_PORT, FIRST_PORT + 99)
+"""The range of every run's ports, whose address is that of a named interface."""
+
+
 def write_site(folder: Path, workers: dict[str, Any], servers: dict[str, dict[str, Any]]) -> Path:
     """Write a site file; what is the same everywhere is added to each group."""
     common = {"lease": LEASE_S, "start-timeout": START_S, "serve": ["btag"], "walltime": "00:30:00"}
@@ -45,7 +51,7 @@ def write_site(folder: Path, workers: dict[str, Any], servers: dict[str, dict[st
         "workers": {"workers-per-node": 2, "walltime": "00:30:00", "worker-init": OWN_PYTHON, **workers},
         "servers": {label: {**common, **group} for label, group in servers.items()},
         "devices": KINDS,
-        "driver": {"run-dir": str(folder / "runs")},
+        "driver": {"run-dir": str(folder / "runs"), "address": "lo", "port-range": list(PORTS)},
     }
     path = folder / "site.yaml"
     path.write_text(yaml.safe_dump(site))
@@ -70,11 +76,11 @@ def up(path: Path, analysis: Analysis, servers: int, jobs: Callable[[], list[str
 
 
 @contextmanager
-def driver(site: Path, data: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run an analysis that goes on for minutes, as a user would."""
+def driver(site: Path, data: Path, analysis: str | Path = "btag_ttbar") -> Iterator[subprocess.Popen[str]]:
+    """Run an analysis as a user would; what it says is in ``driver.log`` beside the site file."""
     program = str(Path(sys.executable).with_name("sonic-parsl"))
     # Whoever started the tests in the background had them ignore Ctrl-C; a driver in a terminal does not.
-    argv = ["env", "--default-signal=INT", program, "run", "btag_ttbar", str(data), "--chunksize", "100"]
+    argv = ["env", "--default-signal=INT", program, "run", str(analysis), str(data), "--chunksize", "100"]
     log = (site.parent / "driver.log").open("w+")
     with (
         log,

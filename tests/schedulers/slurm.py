@@ -204,7 +204,7 @@ class Slurm:
             gres = f" Gres={node.gres}:{node.devices}" if node.gres else ""
             lines.append(
                 f"NodeName={node.name} NodeHostname={node.name} NodeAddr=127.0.0.1 Port={node_port} "
-                f"CPUs={CPUS} RealMemory=2000 State=UNKNOWN{gres}"
+                f"CPUs={CPUS} RealMemory=64000 State=UNKNOWN{gres}"
             )
             if node.gres:
                 files = folder / f"{node.name}-{node.family}"

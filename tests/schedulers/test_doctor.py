@@ -102,6 +102,16 @@ def test_a_probe_names_a_node_without_the_environment(
     wait_until(lambda: not slurm.jobs(), GONE_S, what=slurm.jobs)
 
 
+@pytest.mark.parametrize("name", ["slurm", "gridengine"])
+def test_the_packaged_site_is_one_that_a_scheduler_with_its_names_takes(
+    name: str, slurm: Slurm, cell: GridEngine
+) -> None:
+    found = examine(name)
+    texts = {one.text for one in found}
+    assert {f"workers: {name} would take its job", f"servers gpu: {name} would take its job"} <= texts
+    assert [one.text for one in found if not one.ok and not one.text.startswith("driver: nodes of")] == []
+
+
 def test_grid_engine_is_asked_and_probed_too(cell: GridEngine, tmp_path: Path) -> None:
     good = write_site(tmp_path, GRIDENGINE_WORKERS, {"fpga": GRIDENGINE_SERVERS})
     assert problems(good, with_probe=True) == []

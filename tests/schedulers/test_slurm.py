@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from sonic_parsl.executors.site import Site
 from tests.faults.runs import Analysis, wait_whole
-from tests.leaks import wait_until
+from tests.leaks import PARSL_WORDS, POOL_WORDS, our_processes, wait_until
 from tests.schedulers.daemons import command
-from tests.schedulers.runs import GONE_S, up, write_site
+from tests.schedulers.runs import GONE_S, PORTS, up, write_site
 from tests.schedulers.slurm import Slurm
 
 WORKERS = {"provider": "slurm", "partition": "cpu", "request": ["--cpus-per-task=2"]}
@@ -44,6 +45,22 @@ def test_servers_on_three_kinds_of_nodes_share_a_run(site: Site, slurm: Slurm) -
     partitions = [line.split()[1] for line in slurm.jobs()]
     assert sorted(partitions) == ["cpu", "fpga", "gpu", "gpu", "ipu"]
     assert {line.job_id for line in lines} < {line.split()[0] for line in slurm.jobs()}
+
+
+def test_everything_listens_on_the_named_interface_within_the_range_of_ports(site: Site) -> None:
+    listening = {
+        (process.name(), *connection.laddr)
+        for process in our_processes(*POOL_WORDS, *PARSL_WORDS)
+        for connection in process.connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert len({port for _, _, port in listening}) >= SERVERS + 2, "servers, registry, Parsl"
+    assert {(name, host, port) for name, host, port in listening if host != "127.0.0.1" or not in_range(port)} == set()
+    assert all(entry.info.address.startswith("127.0.0.1:") for entry in site.pool.table.ready)
+
+
+def in_range(port: int) -> bool:
+    return PORTS[0] <= port <= PORTS[1]
 
 
 def test_each_server_says_which_devices_its_job_was_given(site: Site) -> None:

@@ -39,6 +39,9 @@ def test_a_folder_and_a_group_go_with_an_agent_that_is_killed(moment: str, tmp_p
 
 
 def test_one_that_is_dismissed_is_gone(tmp_path: Path) -> None:
+    before = set(psutil.Process().children())
     guard = Guard("sonic-of-a-test", tmp_path / "keys")
+    assert set(psutil.Process().children()) - before
     guard.dismiss()
     guard.dismiss()
+    assert not set(psutil.Process().children()) - before
