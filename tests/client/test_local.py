@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from sonic_parsl.client.onnx_models import OnnxModels
 from sonic_parsl.client.scope import Chunk, chunk_scope
 from sonic_parsl.client.session import Session
 from sonic_parsl.errors import DeadlineError, ModelMismatchError, PoolError, PoolLostError, RejectedError
@@ -302,3 +303,10 @@ def test_a_child_that_was_forked_computes_its_own(registry: Registry, models: Pa
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_worker_computes_in_one_thread(models: Path) -> None:
+    known = OnnxModels(onnx.fallback(models))
+    known.find("linear")
+    (session,) = known.open("linear")._sessions.values()
+    assert session.get_session_options().intra_op_num_threads == 1

@@ -204,7 +204,7 @@ def test_doctor_asks_the_pool_and_its_probe_jobs_reach_driver_and_servers(pool: 
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=RUN_S)
     found = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
     problems = [text for mark, text in found if mark != "ok"]
-    assert [text.split()[0] for text in problems] == ["driver:", "XX"], done.stdout + done.stderr
+    assert [text.split()[0] for text in problems] == ["driver:", "The"], done.stdout + done.stderr
     for finding in (
         "condor_submit",
         "reaches the driver",
@@ -213,6 +213,10 @@ def test_doctor_asks_the_pool_and_its_probe_jobs_reach_driver_and_servers(pool: 
     ):
         assert finding in done.stdout
     assert_gone(pool)
+    packaged = pool.submit.command("sonic-parsl", "doctor", "--site", "htcondor")
+    said = subprocess.run(packaged, capture_output=True, text=True, check=False, timeout=RUN_S).stdout
+    for job in ("workers", "servers gpu"):
+        assert f"{job}: htcondor would take its job" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
