@@ -18,10 +18,10 @@ from sonic_parsl.workflows import btag_ttbar
 from tests.executors.scores import Scores, in_process
 from tests.leaks import our_processes, wait_until
 
-EVENTS = 10_000
+EVENTS = 6_000
 CHUNK = 100
 FIRST_TASKS = 6
-"""A run is in its middle once so many tasks are done, of more than a hundred: one looks at the file, the others are chunks."""
+"""A run is in its middle once so many tasks are done, of some sixty: one looks at the file, the others are chunks."""
 LEASE_S = 5.0
 
 SITE = """

@@ -225,9 +225,11 @@ def test_nobody_else_reads_what_travels_and_no_job_outlives_its_driver(pool: HTC
         wait_until_scored(pool, process)
         assert on_node(pool, "tritonserver")
         scratch = "/var/lib/condor/execute"
-        assert not pool.execute.run("ls", "/home", user=NOBODY).strip()
+        assert not pool.execute.run("ls", str(HOME), user=0)
         assert {one.uids().real for word in OF_JOBS for one in on_node(pool, word)} == {UID}
-        assert not [run for run in runs(pool) if pool.execute.run("sh", "-c", f"ls {run} 2>/dev/null || true").strip()]
+        assert not [
+            run for run in runs(pool) if pool.execute.run("sh", "-c", f"ls -d {run} 2>/dev/null || true", user=0)
+        ]
         listed = pool.execute.run("sh", "-c", f"find {scratch} -mindepth 2 2>/dev/null; true", user=NOBODY)
         assert not listed
         carried = pool.execute.run("find", scratch, "-name", "*.key_secret", "-o", "-name", "pool.json", user=0).split()
