@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Where this is set, each of many processes compiles all that it imports: seconds for coffea.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install demo test lint soak bench clean
 
