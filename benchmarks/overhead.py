@@ -26,7 +26,8 @@ IN_FLIGHT = 16
 REQUESTS = {1: 2000, 64: 2000, 1024: 500}
 """Rows of a request: how many requests a turn sends. Each turn takes about a second."""
 REACH = {1: None, 64: 1.0, 1024: 1.0}
-"""A Model does more than raw tritonclient, which makes no columns: nothing is set for it."""
+"""For all rows in one call, as a chunk sends them. A call for each request has its own future, deadline and record,
+and a Model makes columns, which raw tritonclient does not: nothing is set for them."""
 UNIT = "requests/s"
 ONE_BY_ONE, QUICK = 4, 20
 """So many times fewer requests are sent one at a time, and in a quick run."""
@@ -178,7 +179,7 @@ def compare(raw: Any, ours: Session, rows: int, rounds: int, share: int, how: st
     return [
         faster(f"{size}, one by one", sync, raw_sync, UNIT),
         *(
-            faster(f"{size}, {name}", values, peer, UNIT, None if send is ours_model else REACH[rows])
+            faster(f"{size}, {name}", values, peer, UNIT, REACH[rows] if send is ours_one_call else None)
             for (name, send), values in zip(ways.items(), found, strict=True)
         ),
     ]
