@@ -27,6 +27,7 @@ from sonic_parsl.executors.checkpointer import Checkpointer, model_digests
 from sonic_parsl.executors.coffea_executor import CoffeaExecutor
 from sonic_parsl.executors.dialects import dialect_of
 from sonic_parsl.executors.keeper import Keeper
+from sonic_parsl.executors.lost_blocks import LostBlocks
 from sonic_parsl.executors.port_check import check_ports
 from sonic_parsl.executors.providers import make_provider
 from sonic_parsl.executors.run_logs import close_log, log_to, parsl_log_handlers
@@ -250,6 +251,7 @@ class Site:
             heartbeat_threshold=HEARTBEAT_THRESHOLD_S,
             interchange_launch_cmd=leashed(["interchange.py"]),
             launch_cmd=LAUNCH_COMMAND,
+            block_error_handler=LostBlocks(),
             provider=make_provider(workers, count=workers.count, more_init=f"{OWN_TMPDIR}\n{self.pool.worker_init}"),
             **({"worker_port_range": ports, "interchange_port_range": ports} if (ports := driver.port_range) else {}),
         )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 from coffea.processor import Runner
 from parsl.dataflow.states import States
 from typing_extensions import override
@@ -139,5 +141,11 @@ def agents() -> list[Any]:
 
 
 def workers() -> list[Any]:
-    """Return Parsl's workers of this test run, the busiest first; at the end comes their pool's own helper."""
-    return sorted(our_processes("multiprocessing.spawn"), key=lambda process: -process.cpu_times().user)
+    """Return Parsl's workers of this test run, the busiest first."""
+    pools: dict[int, list[psutil.Process]] = {}
+    for process in our_processes("multiprocessing.spawn"):
+        with suppress(psutil.NoSuchProcess):
+            pools.setdefault(process.ppid(), []).append(process)
+    # The first that a pool starts is a helper of its own.
+    found = [process for pool in pools.values() for process in sorted(pool, key=psutil.Process.create_time)[1:]]
+    return sorted(found, key=lambda process: -process.cpu_times().user)
