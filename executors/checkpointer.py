@@ -57,7 +57,7 @@ def key_of(processor: ProcessorABC, models: Mapping[str, str]) -> str:
 
 
 def model_digests(table: ServerTable, fallback: Fallback | None = None) -> dict[str, str]:
-    """Return source digest and numeric kind of each model that is served, by name and version.
+    """Return digests and numeric kind of each model that is served, by name and version.
 
     Where no server is ready, of those that workers compute themselves.
 
@@ -82,7 +82,10 @@ def model_digests(table: ServerTable, fallback: Fallback | None = None) -> dict[
 
 
 def _digest(model: ServedModel) -> dict[str, str]:
-    return {f"{model.name}/{model.version}": f"{model.source_digest} {model.numeric_kind}"}
+    digests = (
+        f"{model.source_digest} {model.artifact_digest} {model.numeric_kind}"  # the artifact's: of its settings, too
+    )
+    return {f"{model.name}/{model.version}": digests}
 
 
 def _sources(cls: type) -> Iterator[bytes]:
