@@ -21,6 +21,7 @@ import psutil
 
 import sonic_parsl as sonic
 from sonic_parsl.executors.site import Site
+from sonic_parsl.pool.pool import MAX_RESTARTS
 from sonic_parsl.workflows.generate import generate
 from tests.faults.runs import EVENTS, Analysis, agents, tritons, wait_whole, workers, write_site
 from tests.leaks import assert_nothing_is_left, mark_this_run, our_processes
@@ -76,6 +77,8 @@ def stop_for_a_while(process: psutil.Process, rng: random.Random) -> None:
     process.resume()
 
 
+REGISTRY = "SIGKILL of the registry"
+"""So often in ten minutes its owner starts it again, and no more."""
 Find = Callable[[], list[psutil.Process]]
 FAULTS: list[tuple[str, Find, Callable[[psutil.Process, random.Random], None]]] = [
     ("SIGKILL of Triton", tritons, kill),
@@ -84,7 +87,7 @@ FAULTS: list[tuple[str, Find, Callable[[psutil.Process, random.Random], None]]] 
     ("SIGKILL of a worker", lambda: workers()[:WORKERS], kill),
     ("SIGKILL of the workers' pool", lambda: our_processes("python3 -m sonic_parsl.executors.worker_pool"), kill),
     ("SIGTERM of an agent", agents, ask_to_end),
-    ("SIGKILL of the registry", lambda: our_processes("sonic_parsl.pool.registry"), kill),
+    (REGISTRY, lambda: our_processes("sonic_parsl.pool.registry"), kill),
     ("SIGSTOP of Triton", tritons, stop_for_a_while),
     ("SIGSTOP of an agent", agents, stop_for_a_while),
     ("SIGSTOP of the registry", lambda: our_processes("sonic_parsl.pool.registry"), stop_for_a_while),
@@ -98,7 +101,9 @@ def faults(rng: random.Random) -> Iterator[list[str]]:
 
     def go_on() -> None:
         while not done.wait(rng.uniform(*PAUSE_S)):
-            name, find, act = rng.choice(FAULTS)
+            name, find, act = rng.choice(
+                [fault for fault in FAULTS if fault[0] != REGISTRY or log.count(REGISTRY) < MAX_RESTARTS]
+            )
             if victims := find():
                 with suppress(psutil.NoSuchProcess):
                     act(rng.choice(victims), rng)
