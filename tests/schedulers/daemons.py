@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -121,6 +122,8 @@ def lost_with(processes: list[psutil.Process]) -> set[Path]:
     for process in processes:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             found |= {Path(area.path) for area in process.memory_maps() if area.path.startswith("/dev/shm/")}
+            for prefix in re.findall(r"sonic-[0-9a-f]{16}", " ".join(process.cmdline())):
+                found.update(Path("/dev/shm").glob(f"{prefix}*"))  # also what nobody has open
             temporary = Path(process.environ().get("TMPDIR", ""))
             found |= {temporary} if temporary.name.startswith("sonic-parsl-") else set()
     return {path for path in found if path.exists()}
