@@ -21,7 +21,7 @@ class LostBlocks:
 
     def __call__(self, executor: Any, status: dict[str, JobStatus]) -> None:
         """Give the executor up, or do not."""
-        self._last_connected = max(self._last_connected, *map(int, executor.connected_blocks()), -1)
+        self._last_connected = max([self._last_connected, *map(int, executor.connected_blocks())])
         if self._last_connected < 0:
             simple_error_handler(executor, status)
         else:

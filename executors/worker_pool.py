@@ -5,7 +5,7 @@ The kernel does not give back the semaphore of a process that was killed, so the
 It does give back a lock on a file.
 
 A driver that is killed while its pool starts leaves one that waits for ever for the interchange's first answer. Here
-that wait has an end, and a pool ends with its first thread that fails.
+that wait has an end, and a pool ends with its first thread that fails. A pool that is killed takes its workers with it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import multiprocessing.queues
+import multiprocessing.spawn
 import os
 import runpy
 import shutil
@@ -21,12 +22,13 @@ import threading
 import time
 from typing import Any
 
-import psutil
 import zmq
 from parsl import curvezmq
 from parsl.executors.high_throughput import process_worker_pool
 from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from typing_extensions import override
+
+from sonic_parsl.server.leash import leashed
 
 LAUNCH_COMMAND = DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", f"python3 -m {__name__}")
 """For the ``launch_cmd`` of a HighThroughputExecutor."""
@@ -113,13 +115,21 @@ def bound_answers(timeout_s: float) -> None:
     curvezmq.ClientContext.socket = make_with_timeout
 
 
+def leash_children() -> None:
+    """Let what multiprocessing spawns from here on, workers and a helper, end with this process."""
+    make = multiprocessing.spawn.get_command_line
+
+    def make_leashed(**data: Any) -> list[str]:
+        return leashed(make(**data))
+
+    multiprocessing.spawn.get_command_line = make_leashed
+
+
 def end_with_a_failed_thread(folder: str) -> None:
-    """Let an exception that ends a thread end this process and its workers: nobody does the thread's work any more."""
+    """Let an exception that ends a thread end this process: nobody does the thread's work any more."""
 
     def end(failure: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failure)
-        for child in psutil.Process().children(recursive=True):
-            child.kill()
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
@@ -132,6 +142,7 @@ def main() -> None:
     parser.add_argument("--hb_threshold", type=float, default=120.0)
     with tempfile.TemporaryDirectory(prefix="locks-") as folder:
         lock_queues_by_files(folder)
+        leash_children()
         bound_answers(parser.parse_known_args()[0].hb_threshold)
         end_with_a_failed_thread(folder)
         # As a script of its own, which is how its workers find their code again.

@@ -67,21 +67,38 @@ def test_a_released_lock_is_free(path: str) -> None:
     assert second.acquire()
 
 
-def test_a_pool_whose_driver_is_lost_while_it_starts_ends(tmp_path: Path) -> None:
-    """An interchange that is killed between a pool's two probes answers the first of them only."""
+@contextmanager
+def starting_pool(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[psutil.Process]]]:
+    """A pool, and what it has spawned, whose interchange has answered the first of its two probes only."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as interchange:
         interchange.linger = 0
         port = interchange.bind_to_random_port("tcp://127.0.0.1")
         words = f"-a 127.0.0.1 --port={port} -m None --drain_period None --cert_dir None --cpu-affinity none --max_workers_per_node=1"
-        command = [sys.executable, "-m", worker_pool.__name__, *words.split(), f"--logdir={tmp_path}"]
+        command = [sys.executable, "-m", worker_pool.__name__, *words.split(), f"--logdir={folder}"]
         with subprocess.Popen([*command, "--hb_threshold=3", "--hb_period=1"], stderr=subprocess.PIPE) as pool:
-            assert interchange.poll(30_000)
-            identity, _ = interchange.recv_multipart()
-            interchange.send_multipart([identity, pickle.dumps({})])
-            assert interchange.poll(30_000), "the pool has not probed again"
-            workers = psutil.Process(pool.pid).children(recursive=True)
-            assert b"Resource temporarily unavailable" in pool.communicate(timeout=30)[1]
-    assert pool.returncode == 1
-    assert workers
-    psutil.wait_procs(workers, timeout=5)
-    assert not [worker for worker in workers if worker.is_running()]
+            try:
+                assert interchange.poll(30_000)
+                identity, _ = interchange.recv_multipart()
+                interchange.send_multipart([identity, pickle.dumps({})])
+                assert interchange.poll(30_000), "the pool has not probed again"
+                spawned = [
+                    one for one in psutil.Process(pool.pid).children() if "spawn_main" in " ".join(one.cmdline())
+                ]
+                assert len(spawned) == 2, "a worker and a helper"
+                yield pool, spawned
+            finally:
+                pool.kill()
+    _, left = psutil.wait_procs(spawned, timeout=10)
+    assert not left
+
+
+def test_a_pool_whose_driver_is_lost_while_it_starts_ends(tmp_path: Path) -> None:
+    with starting_pool(tmp_path) as (pool, _):
+        assert b"Resource temporarily unavailable" in pool.communicate(timeout=30)[1]
+        assert pool.returncode == 1
+
+
+def test_a_pool_that_is_killed_takes_its_workers_with_it(tmp_path: Path) -> None:
+    with starting_pool(tmp_path) as (pool, spawned):
+        assert all(one.is_running() for one in spawned)
+        pool.kill()
