@@ -95,6 +95,7 @@ def driver(folder: Path, data: Path, phase: str) -> Iterator[Driver]:
 def test_a_driver_that_is_told_to_end_cleans_up(number: signal.Signals, phase: str, many: Path, tmp_path: Path) -> None:
     with driver(tmp_path, many, phase) as started:
         started.process.send_signal(number)
+        wait_until(lambda: not our_processes(*POOL_WORDS), GONE_S + SLACK_S, what=leftovers)
         assert started.process.wait(timeout=60) == 1
     assert_nothing_is_left()
 
@@ -105,8 +106,8 @@ def test_ctrl_c_twice_cleans_up_too(phase: str, many: Path, tmp_path: Path) -> N
         started.process.send_signal(signal.SIGINT)
         time.sleep(0.3)  # as a person does
         started.process.send_signal(signal.SIGINT)
+        wait_until(lambda: not our_processes(*POOL_WORDS), GONE_S + SLACK_S, what=leftovers)
         started.process.wait(timeout=60)
-    wait_until(lambda: not our_processes(*POOL_WORDS), GONE_S + SLACK_S, what=leftovers)
     assert_nothing_is_left(60)
 
 
