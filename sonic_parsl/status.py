@@ -58,7 +58,8 @@ STATUS: dict[str, Rule] = {
     "PERMISSION_DENIED": Rule("never", RejectedError, "does not let this process in", _ACCESS),
 }
 RESTARTING = ("is not healthy",)
-"""What Triton says while it starts the process of a python model again, which was killed or has crashed."""
+"""What Triton says of a python model's process that was killed or has crashed. Until 24.05 it starts the process
+again; since then it says so to each request, and the server's agent ends it."""
 ASKED = {"again": 8, "once": 1}
 """How often a request that may itself be what breaks servers is asked after the first time."""
 LEAVING = ("has no available versions", "is not at ready state", "Server is stopping")

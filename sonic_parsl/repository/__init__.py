@@ -20,10 +20,11 @@ from pathlib import Path
 from sonic_parsl.errors import RepositoryError
 from sonic_parsl.protocol import ServedModel
 from sonic_parsl.repository.checks import problems
+from sonic_parsl.repository.copying import copy_model
 from sonic_parsl.repository.digests import reading
 from sonic_parsl.repository.folder import ModelFolder, Parsed, subfolders
 
-__all__ = ["ModelFolder", "check", "read", "require", "served"]
+__all__ = ["ModelFolder", "check", "copy", "read", "require", "served"]
 
 
 def read(root: Path, models: Sequence[str] | None = None) -> tuple[ModelFolder, ...]:
@@ -45,6 +46,36 @@ def read(root: Path, models: Sequence[str] | None = None) -> tuple[ModelFolder, 
     parsed, _, wrong = _parse(root, models)
     _refuse(root, wrong)
     return tuple(model.folder() for model in parsed)
+
+
+def copy(root: Path, models: Sequence[str], to: Path) -> None:
+    """Copy models, and those that ensembles among them are made of.
+
+    Parameters
+    ----------
+    root
+        The repository.
+    models
+        Which models.
+    to
+        Where the copy goes: a repository of its own.
+
+    Raises
+    ------
+    RepositoryError
+        A model is absent or cannot be read.
+    OSError
+        The copy cannot be written.
+    """
+    asked, done = [*models], set[str]()
+    while asked:
+        parsed, _, wrong = _parse(root, asked)
+        _refuse(root, wrong)
+        for model in parsed:
+            copy_model(model, to / model.name)
+        done.update(asked)
+        steps = {step.model_name for model in parsed for step in model.config.ensemble_scheduling.step}
+        asked = sorted(steps - done)
 
 
 def check(root: Path, models: Sequence[str] | None = None, *, backends: Collection[str] | None = None) -> list[str]:

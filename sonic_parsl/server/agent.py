@@ -1,7 +1,7 @@
 """The agent: runs in a block, owns one Triton, and speaks for it to the registry.
 
 starting ── models answer ──▶ ready ── SIGTERM, walltime, pool's wish ──▶ draining ──▶ gone
-└────────── Triton ends, Triton hangs, registry unreachable for one lease ─────────▶ gone
+└─ Triton ends or hangs, a model stops answering, registry unreachable for one lease ─▶ gone
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ from sonic_parsl.protocol import (
     ServerLoad,
     ServerState,
 )
-from sonic_parsl.repository import read, served
+from sonic_parsl.repository import copy, read, served
 from sonic_parsl.rpc import RegistryStub
 from sonic_parsl.server import job
+from sonic_parsl.server.home import Home, no_room
 from sonic_parsl.server.identity import Identity
-from sonic_parsl.server.probe import probe
+from sonic_parsl.server.probe import Watch, probe
 from sonic_parsl.server.runtimes import TritonOptions, runtime
 from sonic_parsl.server.spec import Luggage, ServerSpec
 from sonic_parsl.server.triton import Triton, last_lines, start
@@ -81,6 +82,8 @@ class Agent:
     ----------
     identity
         What Triton shows its clients.
+    home
+        Where it has its models and keys.
     address
         Where Triton listens.
     log
@@ -91,11 +94,13 @@ class Agent:
     info: ServerInfo
     registry: RegistryStub
     identity: Identity
+    home: Home
     address: str
     log: io.FileIO
     state: ServerState = "starting"
     load: ServerLoad = field(default_factory=ServerLoad)
     triton: Triton | None = None
+    watch: Watch = field(default_factory=Watch)
     ended: asyncio.Future[End] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -112,6 +117,7 @@ class Agent:
         async with (
             self._task(self._keep_lease()),
             self._task(self._live()),
+            self._task(self._watch_models()),
             self._task(self._limit_start()),
             self._task(self._watch_walltime()),
         ):
@@ -143,36 +149,49 @@ class Agent:
         """Start Triton, say that it is ready, and wait until it ends by itself."""
         await self._join()
         options = TritonOptions(
-            repository=self.spec.repository,
+            repository=self.home.folder / "models",
             models=self.spec.models,
             address=self.address,
             port=0,
             exit_timeout_s=max(1, round(self.spec.drain_s)),
+            shm_prefix=self.home.shm_prefix,
         )
         engine = runtime(self.spec.runtime, image=self.spec.image, binary=self.spec.binary, gpu=self.spec.gpu)
-        known = self._on_disk()
+        known = await asyncio.to_thread(self._copy_models, options.repository)
         triton = self.triton = await start(
-            engine, options, identity=self.identity, port_range=self.spec.port_range, log=self.log
+            engine,
+            options,
+            identity=self.identity,
+            home=self.home,
+            port_range=self.spec.port_range,
+            log=self.log,
         )
         models = await self._models(triton, known)
         for model in models:
-            await probe(triton.stub, model, timeout_s=self.spec.start_timeout_s)
-        self._on_disk()  # what Triton has read is what the digests say
+            if await probe(triton.stub, model, timeout_s=self.spec.start_timeout_s):
+                self.watch.models.append(model)
         self.info = replace(self.info, address=triton.address, models=models)
         self.state = "ready"
         await self._join()
         logger.info("Server %s is ready at %s", self.info.id, self.info.address)
         self.fail(f"Triton ended by itself with exit code {await triton.wait_exit()}")
 
-    def _on_disk(self) -> dict[tuple[str, str], ServedModel]:
-        """Return the models in the repository, with their digests and tags.
+    def _copy_models(self, to: Path) -> dict[tuple[str, str], ServedModel]:
+        """Copy the models for Triton alone; return them with their digests and tags.
+
+        Triton reads a model's files again when it restarts a process of the model: what became of the
+        repository by then must not come in.
 
         Raises
         ------
         ServerStartError
-            One is not what it was when the pool's owner looked.
+            One is not what it was when the pool's owner looked, or there is no room for them.
         """
-        folders = read(self.spec.repository, self.spec.models)
+        try:
+            copy(self.spec.repository, self.spec.models, to)
+        except OSError as error:
+            raise no_room(f"A copy of the models in {self.spec.repository}", error) from None
+        folders = read(to, self.spec.models)
         for folder in folders:
             expected = self.spec.digests.get(folder.name, folder.artifact_digest)
             if folder.artifact_digest != expected:
@@ -223,6 +242,14 @@ class Agent:
                 self.fail(f"Triton did not answer for {lease_s:g} s")
             elif now - heard_registry > lease_s:
                 self.fail(f"the registry could not be reached for {lease_s:g} s")
+
+    async def _watch_models(self) -> None:
+        while True:
+            await asyncio.sleep(self.spec.lease_s / 3)
+            if self.state != "ready" or self.triton is None:
+                continue
+            if wrong := await self.watch.verdict(self.triton, self.load):
+                self.fail(wrong)
 
     async def _limit_start(self) -> None:
         await asyncio.sleep(self.spec.start_timeout_s)
@@ -300,12 +327,12 @@ def _describe_self(spec: ServerSpec, block_id: str) -> ServerInfo:
     )
 
 
-async def serve(spec: ServerSpec, ref: PoolRef, block_id: str) -> End:
+async def serve(spec: ServerSpec, ref: PoolRef, block_id: str, home: Home) -> End:
     """Run one server from start to end."""
     with tempfile.TemporaryFile(buffering=0) as log:
         address = ipv4_of(spec.address) if spec.address else address_towards(ref.registries[0])
         identity = Identity(block_name(ref.run_id, spec.group, block_id), ref.credentials)
-        agent = Agent(spec, _describe_self(spec, block_id), RegistryStub(ref), identity, address, log)
+        agent = Agent(spec, _describe_self(spec, block_id), RegistryStub(ref), identity, home, address, log)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.drain, f"it was sent {number.name}")
@@ -325,10 +352,12 @@ def main(spec: Path | None, block: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         if spec is not None:
-            end = asyncio.run(serve(ServerSpec.read(spec), PoolRef.from_environment(), block))
+            what, ref = ServerSpec.read(spec), PoolRef.from_environment()
         else:
             luggage = Luggage.unpack(sys.stdin.read())
-            end = asyncio.run(serve(luggage.spec, luggage.ref, block))
+            what, ref = luggage.spec, luggage.ref
+        with Home() as home:
+            end = asyncio.run(serve(what, ref, block, home))
     except SonicError as error:
         end = End(reason=str(error), failed=True)
     if end.failed:

@@ -1,7 +1,7 @@
 """Outlives an agent that was killed, just long enough to end what the agent had started.
 
 The leash ends Triton, but not Triton's python stubs: one that was computing at that moment stays for ever.
-Run as a script (``python -I -S guard.py PREFIX [FOLDER]``) this imports nothing of the project. It reads process
+Run as a script (``python -I -S guard.py PREFIX FOLDER``) this imports nothing of the project. It reads process
 groups until the end of its standard input, whose other side is the agent's, then ends them.
 """
 
@@ -28,9 +28,9 @@ class Guard:
         A folder that must not stay; it need not be there yet.
     """
 
-    def __init__(self, shm_prefix: str, folder: Path | None) -> None:
+    def __init__(self, shm_prefix: str, folder: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, shm_prefix, *([str(folder)] if folder else [])],
+            [sys.executable, "-I", "-S", __file__, shm_prefix, str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
@@ -38,13 +38,20 @@ class Guard:
 
     def watch(self, group: int) -> None:
         """Let it end a process group, too, which was started with ``start_new_session=True``."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"%d\n" % group)
-        self._process.stdin.flush()
+        self._tell(group)
+
+    def forget(self, group: int) -> None:
+        """Let it leave a group alone that is gone: its number may be another's by then."""
+        self._tell(-group)
 
     def dismiss(self) -> None:
         """Let it do what is left to do, and wait for its end; may be called twice."""
         self._process.communicate()
+
+    def _tell(self, number: int) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"%d\n" % number)
+        self._process.stdin.flush()
 
 
 def end_group(group: int) -> None:
@@ -57,16 +64,17 @@ def end_group(group: int) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Wait for the agent's end, and end what it left."""
-    shm_prefix, *folders = arguments
+    shm_prefix, folder = arguments
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         # A batch system that sends them to all of a job's processes means the agent.
         signal.signal(number, signal.SIG_IGN)
-    for group in sys.stdin.buffer.read().split():
-        end_group(int(group))
+    numbers = [int(word) for word in sys.stdin.buffer.read().split()]
+    for group in numbers:
+        if group > 0 and -group not in numbers:
+            end_group(group)
     for region in Path("/dev/shm").glob(f"{glob.escape(shm_prefix)}*"):
         region.unlink(missing_ok=True)
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)  # where the agent lived it is gone already
+    shutil.rmtree(folder, ignore_errors=True)  # it may never have come to be
 
 
 if __name__ == "__main__":

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 from sonic_parsl.credentials import Credentials, Peer
-from sonic_parsl.errors import ServerStartError
+from sonic_parsl.server.home import no_room
 from sonic_parsl.server.runtimes.command import KEY_FILES
 
 
@@ -35,44 +33,43 @@ class Identity:
         """Return how the server at `address` is reached by its own agent."""
         return Peer.of_run(address, self.name, self.credentials)
 
-    def new_folder(self) -> Path | None:
-        """Return where a Triton's keys may be written, which is not there yet; None where there are none."""
-        return None if self.credentials is None else Path(tempfile.gettempdir()) / f"sonic-parsl-keys-{uuid4().hex}"
-
     @contextmanager
-    def key_files(self, folder: Path | None) -> Iterator[None]:
+    def key_files(self, home: Path) -> Iterator[Path | None]:
         """Write certificate and key for a Triton that starts, and remove them afterwards.
 
         Parameters
         ----------
-        folder
-            From :meth:`new_folder`: only this user can read it.
+        home
+            A folder that only this user can enter.
+
+        Yields
+        ------
+        Path or None
+            The folder they are in; None where the run has no security.
 
         Raises
         ------
         ServerStartError
             There is no room for them.
         """
-        if self.credentials is None or folder is None:
-            yield
+        if self.credentials is None:
+            yield None
             return
         contents = {
             "server-cert": self.credentials.certificate,
             "server-key": self.credentials.key,
             "root-cert": self.credentials.authority,
         }
+        folder = home / "keys"
         with ExitStack() as stack:
             try:
-                folder.mkdir(mode=0o700)
+                folder.mkdir()
                 stack.callback(shutil.rmtree, folder, ignore_errors=True)  # its guard may have removed it
                 for part, name in KEY_FILES.items():
                     _write_private(folder / name, contents[part])
             except OSError as error:
-                raise ServerStartError(
-                    f"The server's certificate cannot be written to {tempfile.gettempdir()}: {error.strerror}.",
-                    hint="Make room in the node's temporary folder, or set TMPDIR in worker-init.",
-                ) from None
-            yield
+                raise no_room("The server's certificate", error) from None
+            yield folder
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -10,10 +10,13 @@ import re
 import subprocess
 from dataclasses import replace
 
+import psutil
+
 from sonic_parsl.errors import ServerStartError
 from sonic_parsl.kserve import KServe
 from sonic_parsl.ports import PortRange, free_port
 from sonic_parsl.server.guard import Guard, end_group
+from sonic_parsl.server.home import Home
 from sonic_parsl.server.identity import Identity
 from sonic_parsl.server.leash import leashed
 from sonic_parsl.server.runtimes import Runtime, TritonOptions, remove_shared_memory
@@ -62,6 +65,13 @@ class Triton:
         """Its exit code; None while it runs."""
         return self._process.poll()
 
+    def has_lost_a_process(self) -> bool:
+        """Return whether a process of a model has ended, and nobody has taken note of it."""
+        with contextlib.suppress(psutil.NoSuchProcess):  # Triton has ended itself
+            children = psutil.Process(self._process.pid).children(recursive=True)
+            return any(is_dead_stub(child) for child in children)
+        return False
+
     async def wait_exit(self) -> int:
         """Wait until it ends by itself; return its exit code."""
         while (code := self.exit_code) is None:
@@ -98,7 +108,7 @@ class Triton:
                 await asyncio.wait_for(self.wait_exit(), timeout_s + EXIT_SLACK_S)
         end_group(self._process.pid)
         self._process.wait()
-        self._guard.dismiss()
+        self._guard.forget(self._process.pid)
         remove_shared_memory(self._shm_prefix)
 
 
@@ -107,6 +117,7 @@ async def start(
     options: TritonOptions,
     *,
     identity: Identity,
+    home: Home,
     port_range: PortRange | None,
     log: io.FileIO,
 ) -> Triton:
@@ -118,6 +129,8 @@ async def start(
     ----------
     identity
         What it shows its clients.
+    home
+        What it leaves there goes with it.
     log
         Where its output goes; :func:`last_lines` reads it.
 
@@ -130,22 +143,27 @@ async def start(
         log.seek(0)
         log.truncate()
         port = free_port(options.address, port_range)
-        keys = identity.new_folder()  # anew for each: the guard of one that ended removes them
-        guard = Guard(options.shm_prefix, keys)
         try:
-            with identity.key_files(keys):
-                triton = Triton(runtime, replace(options, port=port, keys=keys), log, identity, guard)
+            with identity.key_files(home.folder) as keys:
+                triton = Triton(runtime, replace(options, port=port, keys=keys), log, identity, home.guard)
                 try:
                     await triton.wait_ready()
                 except BaseException:
                     await triton.stop(0.0)
                     raise
                 return triton
-        except BaseException as error:
-            guard.dismiss()
-            if not (isinstance(error, ServerStartError) and PORT_TAKEN in last_lines(log)):
+        except ServerStartError:
+            if PORT_TAKEN not in last_lines(log):
                 raise
     raise ServerStartError(f"Triton found no free port in {PORT_ATTEMPTS} attempts.")
+
+
+def is_dead_stub(process: psutil.Process) -> bool:
+    """Return whether a process was a python model's, and is dead."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE and process.name().startswith("triton_python")
+    except psutil.NoSuchProcess:
+        return False
 
 
 def last_lines(log: io.FileIO) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +21,9 @@ import pytest
 
 from sonic_parsl.client.records import CallRecord
 from sonic_parsl.client.sessions import session
-from sonic_parsl.errors import ModelNotFoundError
+from sonic_parsl.credentials import Peer
+from sonic_parsl.errors import InferenceError, ModelNotFoundError
+from sonic_parsl.kserve import KServe
 from sonic_parsl.pool import pool as pool_module
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.ports import free_port
@@ -119,6 +125,26 @@ def test_one_the_registry_has_forgotten_joins_again(pool: ServerPool, tmp_path: 
         asyncio.run(forget(server.group, before.info.id))
         assert pool.wait_for(lambda _: server.entry is None, 5.0)
         assert server.wait_for("ready").info == before.info
+
+
+def test_a_model_replaced_on_disk_does_not_come_in_where_triton_reads_it_again(
+    pool: ServerPool, tmp_path: Path
+) -> None:
+    async def load_again(peer: Peer) -> None:
+        server = KServe(peer)
+        await server._ask("RepositoryModelLoad", 30.0, model_name="identity")
+        await server.close()
+
+    repository, rows = tmp_path / "repository", rows_of(4, 32)
+    shutil.copytree(MODELS, repository)
+    with agent(pool, tmp_path, repository, "identity") as server:
+        peer = server.ready_peer()
+        code = repository / "identity" / "1" / "identity.py"
+        code.write_text(code.read_text().replace('"OUTPUT0", rows', '"OUTPUT0", rows + 1'))
+        config = repository / "identity" / "config.pbtxt"
+        config.write_text(config.read_text().replace("count: 1", "count: 2"))
+        asyncio.run(load_again(peer))
+        np.testing.assert_array_equal(ask(peer, "identity", rows), rows)
 
 
 # It ends because it is asked to -----------------------------------------------------
@@ -223,6 +249,42 @@ def test_a_triton_that_is_killed_is_the_end_and_its_last_lines_reach_the_owner(
     assert (departure.failed, departure.reason) == (True, "Triton ended by itself with exit code -9")
     assert "Started GRPCInferenceService" in departure.stderr.splitlines()[-1]
     assert_gone(family, shm)
+
+
+@pytest.mark.parametrize("instances", [1, 2])
+def test_a_model_whose_process_died_ends_a_server_that_still_says_it_is_ready(
+    pool: ServerPool, tmp_path: Path, instances: int
+) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(MODELS, repository)
+    config = repository / "identity" / "config.pbtxt"
+    config.write_text(config.read_text().replace("count: 1", f"count: {instances}"))
+    with agent(pool, tmp_path, repository, "identity", "timed") as server:
+        peer = server.ready_peer()
+        family, shm = server.family(), shared_memory_of(server.triton())
+
+        def ended_by_requests() -> bool:
+            with suppress(InferenceError):  # also later than that: clients do not know yet
+                ask(peer, "identity", rows_of(1, 32))
+            return server.process.poll() is not None
+
+        assert not ended_by_requests()
+        next(one for one in family if "identity_0_0" in one.cmdline()).kill()
+        wait_until(ended_by_requests, 3 * LEASE_S + GONE_S)
+        departure = server.departure()
+    assert departure.failed
+    assert re.search("no longer answers .* is not healthy|a process of one of its models has died", departure.reason)
+    assert_gone(family, shm)
+
+
+def test_requests_that_fail_by_their_own_fault_are_not_the_end(pool: ServerPool, tmp_path: Path) -> None:
+    with agent(pool, tmp_path, MODELS, "failing") as server:
+        peer, before = server.ready_peer(), server.wait_for("ready")
+        end = time.monotonic() + 3 * LEASE_S
+        while time.monotonic() < end:
+            with pytest.raises(InferenceError, match="this model always fails"):
+                ask(peer, "failing", np.ones((1, 1), "float32"))
+        assert server.wait_for("ready").info == before.info
 
 
 def test_when_it_is_killed_a_busy_triton_and_its_stubs_die_and_the_lease_ends(

@@ -45,3 +45,15 @@ def test_one_that_is_dismissed_is_gone(tmp_path: Path) -> None:
     guard.dismiss()
     guard.dismiss()
     assert not set(psutil.Process().children()) - before
+
+
+def test_a_group_that_it_is_to_forget_goes_on(tmp_path: Path) -> None:
+    guard = Guard("sonic-of-a-test", tmp_path / "keys")
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as other:
+        try:
+            guard.watch(other.pid)
+            guard.forget(other.pid)
+            guard.dismiss()
+            assert other.poll() is None
+        finally:
+            other.kill()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,11 +17,10 @@ SECRETS = Credentials(authority="hunter-authority", certificate="hunter-certific
 ME = Identity("block-cpu-0.run.sonic", SECRETS)
 
 
-def test_its_files_are_for_its_owner_only_and_gone_afterwards() -> None:
-    folder = ME.new_folder()
-    assert folder is not None
-    with ME.key_files(folder):
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+def test_its_files_are_for_its_owner_only_and_gone_afterwards(tmp_path: Path) -> None:
+    with ME.key_files(tmp_path) as folder:
+        assert folder is not None
+        assert folder.parent == tmp_path
         assert {path.name: path.read_text() for path in folder.iterdir()} == {
             KEY_FILES["server-cert"]: "hunter-certificate",
             KEY_FILES["server-key"]: "hunter-key",
@@ -31,32 +30,28 @@ def test_its_files_are_for_its_owner_only_and_gone_afterwards() -> None:
     assert not folder.exists()
 
 
-def test_they_go_too_where_starting_fails() -> None:
-    folder = ME.new_folder()
-    assert folder is not None
-    with pytest.raises(ZeroDivisionError), ME.key_files(folder):
+def test_they_go_too_where_starting_fails(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), ME.key_files(tmp_path):
         raise ZeroDivisionError
-    assert not folder.exists()
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_guard_may_have_removed_them_before() -> None:
-    folder = ME.new_folder()
-    assert folder is not None
-    with ME.key_files(folder):
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+def test_a_guard_may_have_removed_them_before(tmp_path: Path) -> None:
+    with ME.key_files(tmp_path) as folder:
+        assert folder is not None
+        shutil.rmtree(folder)
 
 
-def test_without_security_there_are_none() -> None:
-    assert Identity("block-cpu-0.run.sonic", None).new_folder() is None
+def test_without_security_there_are_none(tmp_path: Path) -> None:
+    with Identity("block-cpu-0.run.sonic", None).key_files(tmp_path) as folder:
+        assert folder is None
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_node_without_a_place_for_them_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+def test_a_node_without_a_place_for_them_is_told_in_a_sentence(tmp_path: Path) -> None:
     with (
         pytest.raises(ServerStartError, match=r"certificate cannot be written to .*: No such file.*TMPDIR") as caught,
-        ME.key_files(ME.new_folder()),
+        ME.key_files(tmp_path / "gone"),
     ):
         pass
     assert caught.value.__suppress_context__
