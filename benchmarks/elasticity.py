@@ -20,7 +20,8 @@ from benchmarks.load import Kept
 from benchmarks.recovery import time_lost
 from sonic_parsl import load_site
 from sonic_parsl.client.retry import FLOOR_S
-from sonic_parsl.executors.site import WORKERS, Site
+from sonic_parsl.executors.site import Site
+from sonic_parsl.executors.worker_executor import WORKERS
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.protocol import ServerInfo
 from tests.leaks import mark_this_run, wait_until

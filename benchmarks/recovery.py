@@ -9,7 +9,8 @@ import parsl
 
 from benchmarks.harness import READY_S, Row, Timed, in_turns, script, serve, sooner
 from sonic_parsl.client.retry import FLOOR_S
-from sonic_parsl.executors.site import WORKERS, Site
+from sonic_parsl.executors.site import Site
+from sonic_parsl.executors.worker_executor import WORKERS
 
 LEASE_S, QUICK_LEASE_S = 6.0, 3.0
 """Shorter than the default, so that the benchmark is done sooner."""

@@ -16,7 +16,6 @@ from typing import Any
 import parsl
 from parsl.config import Config
 from parsl.dataflow.dflow import DataFlowKernel
-from parsl.executors import HighThroughputExecutor
 from typing_extensions import Self, override
 
 from sonic_parsl import repository
@@ -27,13 +26,12 @@ from sonic_parsl.executors.checkpointer import Checkpointer, model_digests
 from sonic_parsl.executors.coffea_executor import CoffeaExecutor
 from sonic_parsl.executors.dialects import dialect_of
 from sonic_parsl.executors.keeper import Keeper
-from sonic_parsl.executors.lost_blocks import LostBlocks
 from sonic_parsl.executors.port_check import check_ports
 from sonic_parsl.executors.providers import make_provider
 from sonic_parsl.executors.run_logs import close_log, log_to, parsl_log_handlers
 from sonic_parsl.executors.server_executor import ServerExecutor
 from sonic_parsl.executors.undertaker import Undertaker
-from sonic_parsl.executors.worker_pool import LAUNCH_COMMAND
+from sonic_parsl.executors.worker_executor import WorkerExecutor
 from sonic_parsl.pool import named
 from sonic_parsl.pool.attached import AttachedPool
 from sonic_parsl.pool.pool import ServerPool
@@ -42,21 +40,12 @@ from sonic_parsl.poolref import StaticServer
 from sonic_parsl.ports import is_loopback
 from sonic_parsl.protocol import ServerTable
 from sonic_parsl.report import Report, RunLog
-from sonic_parsl.server.leash import leashed
 from sonic_parsl.site import ServerGroup, SiteFile
 
 logger = logging.getLogger(__name__)
 
-WORKERS = "workers"
-HEARTBEAT_PERIOD_S, HEARTBEAT_THRESHOLD_S = 5, 30
-"""Workers whose driver is gone end after the threshold; Parsl's own 120 s is long for a shared queue."""
 STRATEGY_PERIOD_S = 1
 """How often the pool looks at its servers; the batch system is asked less often, as its provider says."""
-OWN_TMPDIR = """\
-export TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/sonic-parsl-XXXXXX")
-trap 'rm -rf "$TMPDIR"' EXIT
-trap 'exit 143' TERM"""
-"""Parsl's worker pools leave a folder with a socket where they are ended: it goes with the job's script."""
 PACKAGED = site_file.packaged_models()
 MORE_SERVERS_S = 10.0
 """Once a server is ready, the others of the minimum are waited for so long before work starts."""
@@ -208,7 +197,7 @@ class Site:
         else:
             self.pool.start()
         for workers in config.executors:
-            if isinstance(workers, HighThroughputExecutor) and not self.settings.shared_filesystem:
+            if isinstance(workers, WorkerExecutor) and not self.settings.shared_filesystem:
                 ref, path = self.pool.ref, self.pool.ref_path
                 equip_workers(workers, self.run_dir, pool=path, inputs=self._inputs, fallback=ref.fallback)
         self._static = self.pool.ref.static  # the report is asked for when the pool has ended, too
@@ -231,7 +220,7 @@ class Site:
 
     def _config(self) -> Config:
         return Config(
-            executors=[*([self._worker_executor()] if self._has_workers else []), *self._server_executors()],
+            executors=[*self._worker_executors(), *self._server_executors()],
             run_dir=str(self.run_dir / "parsl"),
             strategy_period=STRATEGY_PERIOD_S,
             retries=2,
@@ -239,22 +228,11 @@ class Site:
             usage_tracking=0,
         )
 
-    def _worker_executor(self) -> HighThroughputExecutor:
-        workers, driver = self.settings.workers, self.settings.driver
-        return HighThroughputExecutor(
-            label=WORKERS,
-            address=driver.ipv4,
-            loopback_address="127.0.0.1",
-            max_workers_per_node=workers.workers_per_node,
-            encrypted=True,  # the workers' key travels with the chunks
-            heartbeat_period=HEARTBEAT_PERIOD_S,
-            heartbeat_threshold=HEARTBEAT_THRESHOLD_S,
-            interchange_launch_cmd=leashed(["interchange.py"]),
-            launch_cmd=LAUNCH_COMMAND,
-            block_error_handler=LostBlocks(),
-            provider=make_provider(workers, count=workers.count, more_init=f"{OWN_TMPDIR}\n{self.pool.worker_init}"),
-            **({"worker_port_range": ports, "interchange_port_range": ports} if (ports := driver.port_range) else {}),
-        )
+    def _worker_executors(self) -> list[WorkerExecutor]:
+        settings = self.settings
+        if not self._has_workers:
+            return []
+        return [WorkerExecutor(settings.workers, settings.driver, more_init=self.pool.worker_init)]
 
     def _server_executors(self) -> list[ServerExecutor]:
         pool = self.pool

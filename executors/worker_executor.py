@@ -1,0 +1,102 @@
+"""Parsl's own executor for the workers, made so that a run ends well whatever ends it."""
+
+from __future__ import annotations
+
+import threading
+
+import zmq
+from parsl.executors import HighThroughputExecutor
+from parsl.executors.high_throughput.zmq_pipes import TasksOutgoing
+from typing_extensions import override
+
+from sonic_parsl.errors import PoolError
+from sonic_parsl.executors.lost_blocks import LostBlocks
+from sonic_parsl.executors.providers import make_provider
+from sonic_parsl.executors.worker_pool import LAUNCH_COMMAND
+from sonic_parsl.server.leash import leashed
+from sonic_parsl.site import Driver, Workers
+
+WORKERS = "workers"
+HEARTBEAT_PERIOD_S, HEARTBEAT_THRESHOLD_S = 5, 30
+"""Workers whose driver is gone end after the threshold; Parsl's own 120 s is long for a shared queue."""
+OWN_TMPDIR = """\
+export TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/sonic-parsl-XXXXXX")
+trap 'rm -rf "$TMPDIR"' EXIT
+trap 'exit 143' TERM"""
+"""Parsl's worker pools leave a folder with a socket where they are ended: it goes with the job's script."""
+POLL_MS = 50
+
+
+class TaskPipe:
+    """The way to the interchange, which may be closed while another thread launches tasks.
+
+    A socket of ZeroMQ is one thread's at a time: to close it under another one aborts the process. Where the
+    interchange is dead, sending waits for ever, and so does closing for what was not sent.
+    """
+
+    def __init__(self, pipe: TasksOutgoing) -> None:
+        self._pipe = pipe
+        self._turn = threading.Lock()
+        self._closed = False
+
+    def put(self, message: object) -> None:
+        """Send a task.
+
+        Raises
+        ------
+        PoolError
+            The pipe is closed.
+        """
+        while not self._put(message):
+            pass
+
+    def close(self) -> None:
+        """Close it; what was not sent is dropped."""
+        self._closed = True
+        with self._turn:
+            self._pipe.zmq_socket.setsockopt(zmq.LINGER, 0)
+            self._pipe.close()
+
+    def _put(self, message: object) -> bool:
+        """Send a task if the interchange takes it soon; return whether it did."""
+        with self._turn:
+            if self._closed:
+                raise PoolError("The run has ended: its workers take no more tasks.")
+            if not self._pipe.zmq_socket.poll(POLL_MS, zmq.POLLOUT):
+                return False
+            self._pipe.put(message)
+            return True
+
+
+class WorkerExecutor(HighThroughputExecutor):  # type: ignore[misc]
+    """A HighThroughputExecutor that can be shut down at any time, as Ctrl-C does.
+
+    Parameters
+    ----------
+    workers, driver
+        The site file's sections.
+    more_init
+        What a job does before its workers start, beside its ``worker-init``.
+    """
+
+    def __init__(self, workers: Workers, driver: Driver, *, more_init: str) -> None:
+        ports = {"worker_port_range": driver.port_range, "interchange_port_range": driver.port_range}
+        super().__init__(
+            label=WORKERS,
+            address=driver.ipv4,
+            loopback_address="127.0.0.1",
+            max_workers_per_node=workers.workers_per_node,
+            encrypted=True,  # the workers' key travels with the chunks
+            heartbeat_period=HEARTBEAT_PERIOD_S,
+            heartbeat_threshold=HEARTBEAT_THRESHOLD_S,
+            interchange_launch_cmd=leashed(["interchange.py"]),
+            launch_cmd=LAUNCH_COMMAND,
+            block_error_handler=LostBlocks(),
+            provider=make_provider(workers, count=workers.count, more_init=f"{OWN_TMPDIR}\n{more_init}"),
+            **(ports if driver.port_range else {}),
+        )
+
+    @override
+    def start(self) -> None:
+        super().start()
+        self.outgoing_q = TaskPipe(self.outgoing_q)
