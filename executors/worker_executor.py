@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import zmq
 from parsl.executors import HighThroughputExecutor
@@ -36,6 +37,7 @@ class TaskPipe:
 
     def __init__(self, pipe: TasksOutgoing) -> None:
         self._pipe = pipe
+        self._pipe.zmq_socket.setsockopt(zmq.SNDTIMEO, POLL_MS)
         self._turn = threading.Lock()
         self._closed = False
 
@@ -62,9 +64,10 @@ class TaskPipe:
         with self._turn:
             if self._closed:
                 raise PoolError("The run has ended: its workers take no more tasks.")
-            if not self._pipe.zmq_socket.poll(POLL_MS, zmq.POLLOUT):
+            try:
+                self._pipe.put(message)
+            except zmq.Again:
                 return False
-            self._pipe.put(message)
             return True
 
 
@@ -99,4 +102,4 @@ class WorkerExecutor(HighThroughputExecutor):  # type: ignore[misc]
     @override
     def start(self) -> None:
         super().start()
-        self.outgoing_q = TaskPipe(self.outgoing_q)
+        self.outgoing_q: Any = TaskPipe(self.outgoing_q)
