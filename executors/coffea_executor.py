@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from sonic_parsl.client.sessions import raise_if_lost
 from sonic_parsl.errors import SonicError, find_ours
 from sonic_parsl.executors.carried import WhereItLies
 from sonic_parsl.executors.explain import Explained, explain, parsl_explained
+from sonic_parsl.executors.own_thread import OwnThread
 from sonic_parsl.poolref import PoolRef
 from sonic_parsl.report import ChunkRecord, RunLog
 
@@ -48,7 +50,15 @@ class CoffeaExecutor(ParslExecutor):  # type: ignore[misc]
 
     @override
     def __call__(self, items: Sequence[Any], function: Callable[..., Any], accumulator: Any) -> Any:
-        with _no_alarm, parsl_explained():
+        run = OwnThread(lambda: self._run(items, function, accumulator))
+        token = _running.set(run)
+        try:
+            return run.result()
+        finally:
+            _running.reset(token)
+
+    def _run(self, items: Sequence[Any], function: Callable[..., Any], accumulator: Any) -> Any:
+        with _apps_of_runs, parsl_explained():
             if self.function_name == "get_metadata":
                 return super().__call__(items, Explained(_within_retries(function, WhereItLies)), accumulator)
             work = WithPool(_within_retries(function, _on_a_chunk), self.pool_ref or current_pool())
@@ -144,10 +154,10 @@ def _within_retries(
     return partial(function.func, retries, skipbadfiles, wrap(work), **function.keywords)
 
 
-class _NoAlarm:
-    """Keeps coffea's ParslExecutor from the process's alarm clock, in as many threads as run one.
+class _AppsOfRuns:
+    """Lets the apps of coffea's ParslExecutor be those of the run that makes them, in as many threads as run one.
 
-    It wraps its apps in an alarm that it never sets; but it installs its own handler, which fails outside of the
+    coffea wraps them in an alarm that it never sets; but it installs its own handler, which fails outside of the
     main thread, and stops whatever alarm somebody else has set.
     """
 
@@ -160,7 +170,7 @@ class _NoAlarm:
         module = coffea.processor.parsl.timeout
         with self._lock:
             if self._runs == 0:
-                self._original, module.timeout = module.timeout, lambda function: function
+                self._original, module.timeout = module.timeout, lambda app: _running.get().launching(app)
             self._runs += 1
 
     def __exit__(self, *_: object) -> None:
@@ -170,4 +180,5 @@ class _NoAlarm:
                 coffea.processor.parsl.timeout.timeout = self._original
 
 
-_no_alarm = _NoAlarm()
+_apps_of_runs = _AppsOfRuns()
+_running: ContextVar[OwnThread[Any]] = ContextVar("_running")
