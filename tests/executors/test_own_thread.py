@@ -22,7 +22,7 @@ def ctrl_c_once(begun: threading.Event) -> Iterator[None]:
     def press() -> None:
         begun.wait(10)
         time.sleep(0.1)
-        signal.raise_signal(signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     person = threading.Thread(target=press)
@@ -50,7 +50,7 @@ def test_futures_end_as_their_tasks_do() -> None:
     tasks: list[Future[int]] = [Future(), Future()]
 
     def work() -> list[object]:
-        futures = [run.launching(lambda task=task: task)() for task in tasks]  # type: ignore[misc]
+        futures = [run.launching(lambda task=task: task)() for task in tasks]
         tasks[0].set_result(1)
         tasks[1].set_exception(KeyError("two"))
         return [future.exception() or future.result() for future in futures]
