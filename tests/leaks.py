@@ -78,7 +78,11 @@ _there_before: set[Path] = set()
 def _is_used(path: str) -> bool:
     for process in psutil.process_iter():
         try:
-            names = [*(file.path for file in process.open_files()), *(area.path for area in process.memory_maps())]
+            names = [
+                *process.cmdline(),  # a server's guard
+                *(file.path for file in process.open_files()),
+                *(area.path for area in process.memory_maps()),
+            ]
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
         if any(name.startswith(path) for name in names):

@@ -71,11 +71,16 @@ class Server:
     models: tuple[ServedModel, ...]
 
     def entry(
-        self, state: ServerState = "ready", *, source_digest: str = "", numeric_kind: str = "fp32"
+        self,
+        state: ServerState = "ready",
+        *,
+        source_digest: str = "",
+        artifact_digest: str = "",
+        numeric_kind: str = "fp32",
     ) -> ServerEntry:
         """Return its line of the table."""
         models = tuple(
-            replace(model, source_digest=source_digest, numeric_kind=numeric_kind)
+            replace(model, source_digest=source_digest, artifact_digest=artifact_digest, numeric_kind=numeric_kind)
             for model in self.models
             if state != "starting"
         )
