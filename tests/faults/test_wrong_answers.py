@@ -287,7 +287,7 @@ def test_a_call_does_not_fail_over_to_a_server(
     call = ask(session, rows())
     assert call.ledger.requests == 4
     session.wait_for(lambda _: call.ledger.numeric_kind == "fp32", 10)
-    registry.show(pair[1].entry(**{**same, **other})  # type: ignore[arg-type])
+    registry.show(pair[1].entry(**{**same, **other}))  # type: ignore[arg-type]
     with pytest.raises(ModelMismatchError, match=rf"began on server bad .*{said}"):
         call.result()
     tampering.change = as_it_is
