@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import parsl
-from parsl.executors.status_handling import BlockProviderExecutor
 from parsl.jobs.states import JobStatus
 from parsl.providers import LocalProvider
 from parsl.providers.base import ExecutionProvider
@@ -29,6 +28,7 @@ from sonic_parsl.executors.block_book import BlockBook
 from sonic_parsl.executors.carried import can_carry, equip_servers, keep_scripts_private
 from sonic_parsl.executors.providers import walltime_of
 from sonic_parsl.executors.queue_word import why_waiting
+from sonic_parsl.executors.steady_clock import SteadilyPolled
 from sonic_parsl.executors.stray_task import submit_to_one
 from sonic_parsl.pool.failures import tell
 from sonic_parsl.pool.pool import ServerPool
@@ -47,7 +47,7 @@ SHUTDOWN_SLACK_S = 15.0
 """Beyond the drain time: for Triton to stop, and for the agent to say that it has."""
 
 
-class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignore[misc]
+class ServerExecutor(SteadilyPolled, RepresentationMixin):  # type: ignore[misc]
     """A server group: Parsl starts its blocks through any provider, the pool says how many.
 
     Whatever ``strategy`` the Parsl configuration names, the group behaves the same: it holds at least
@@ -125,7 +125,7 @@ class ServerExecutor(BlockProviderExecutor, RepresentationMixin):  # type: ignor
         shared_filesystem: bool = True,
         python: str = sys.executable,
     ) -> None:
-        BlockProviderExecutor.__init__(self, provider=provider, block_error_handler=False)
+        super().__init__(provider=provider, block_error_handler=False)
         self.label = label
         self.pool = pool
         self.models = models

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -13,6 +14,7 @@ from typing_extensions import override
 from sonic_parsl.errors import PoolError
 from sonic_parsl.executors.lost_blocks import LostBlocks
 from sonic_parsl.executors.providers import make_provider
+from sonic_parsl.executors.steady_clock import SteadilyPolled
 from sonic_parsl.executors.worker_pool import LAUNCH_COMMAND
 from sonic_parsl.server.leash import leashed
 from sonic_parsl.site import Driver, Workers
@@ -25,6 +27,7 @@ export TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/sonic-parsl-XXXXXX")
 trap 'rm -rf "$TMPDIR"' EXIT
 trap 'exit 143' TERM"""
 """Parsl's worker pools leave a folder with a socket where they are ended: it goes with the job's script."""
+INTERCHANGE = "sonic_parsl.executors.interchange"
 POLL_MS = 50
 
 
@@ -71,7 +74,7 @@ class TaskPipe:
             return True
 
 
-class WorkerExecutor(HighThroughputExecutor):  # type: ignore[misc]
+class WorkerExecutor(SteadilyPolled, HighThroughputExecutor):  # type: ignore[misc]
     """A HighThroughputExecutor that can be shut down at any time, as Ctrl-C does.
 
     Parameters
@@ -92,7 +95,7 @@ class WorkerExecutor(HighThroughputExecutor):  # type: ignore[misc]
             encrypted=True,  # the workers' key travels with the chunks
             heartbeat_period=HEARTBEAT_PERIOD_S,
             heartbeat_threshold=HEARTBEAT_THRESHOLD_S,
-            interchange_launch_cmd=leashed(["interchange.py"]),
+            interchange_launch_cmd=leashed([sys.executable, "-m", INTERCHANGE]),
             launch_cmd=LAUNCH_COMMAND,
             block_error_handler=LostBlocks(),
             provider=make_provider(workers, count=workers.count, more_init=f"{OWN_TMPDIR}\n{more_init}"),

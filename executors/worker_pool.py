@@ -28,6 +28,7 @@ from parsl.executors.high_throughput import process_worker_pool
 from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from typing_extensions import override
 
+from sonic_parsl.executors.steady_clock import keep_steady
 from sonic_parsl.server.leash import leashed
 
 LAUNCH_COMMAND = DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", f"python3 -m {__name__}")
@@ -141,6 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--hb_threshold", type=float, default=120.0)
     with tempfile.TemporaryDirectory(prefix="locks-") as folder:
+        keep_steady()
         lock_queues_by_files(folder)
         leash_children()
         bound_answers(parser.parse_known_args()[0].hb_threshold)

@@ -48,7 +48,7 @@ POOL_WORDS = (
     "executors/undertaker.py",
 )
 """Command lines of what a pool consists of."""
-PARSL_WORDS = ("interchange.py", "worker_pool", "multiprocessing.spawn")
+PARSL_WORDS = ("HTEX interchange", "executors.interchange", "worker_pool", "multiprocessing.spawn")
 
 
 def left_processes() -> list[psutil.Process]:

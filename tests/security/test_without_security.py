@@ -11,7 +11,7 @@ import sonic_parsl as sonic
 from sonic_parsl.errors import ConfigError
 from sonic_parsl.executors.server_executor import ServerExecutor
 from sonic_parsl.pool.pool import ServerPool
-from tests.leaks import our_processes
+from tests.leaks import PARSL_WORDS, our_processes
 from tests.server.agents import MODELS
 
 ELSEWHERE = ["0.0.0.0", "192.0.2.7", "::", "node7", "node7.example.org"]
@@ -55,4 +55,4 @@ def test_a_site_file_that_asks_for_it_is_refused_and_nothing_runs(text: str, tmp
     (tmp_path / "site.yaml").write_text(text)
     with pytest.raises(ConfigError, match=REFUSED.format("192.0.2.7")):
         sonic.load_site(tmp_path / "site.yaml")
-    assert not our_processes("sonic_parsl.pool", "sonic_parsl.server", "interchange.py")
+    assert not our_processes("sonic_parsl.pool", "sonic_parsl.server", *PARSL_WORDS)

@@ -1,0 +1,65 @@
+"""Parsl's processes go on when somebody sets the clock."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from parsl.executors.status_handling import BlockProviderExecutor
+
+from sonic_parsl.executors.steady_clock import SteadilyPolled
+from tests.faults.clock import Clock
+
+STEADY = """
+import sys, time
+from datetime import datetime
+from pathlib import Path
+from sonic_parsl.executors.steady_clock import keep_steady
+from tests.faults.clock import Clock
+
+set_at, started = datetime.now(), time.monotonic()
+keep_steady()
+before = time.time()
+assert abs(before - set_at.timestamp()) < 1
+Clock(Path(sys.argv[1])).jump(sys.argv[2])
+while abs((datetime.now() - set_at).total_seconds()) < 3600:
+    assert time.monotonic() < started + 30, "the clock was not set"
+assert 0 <= time.time() - before <= time.monotonic() - started
+"""
+
+
+@pytest.mark.parametrize("by", ["+2h", "-2h"])
+def test_a_process_that_keeps_steady_does_not_see_the_clock_set(by: str, tmp_path: Path) -> None:
+    clock = Clock(tmp_path / "clock")
+    done = subprocess.run(
+        ["bash", "-c", f'{clock.shell}; exec "$@"', "bash", sys.executable, "-c", STEADY, tmp_path / "clock", by],
+        env={"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+class Polled(SteadilyPolled):
+    """Counts how often it is asked for its jobs' states."""
+
+    status_polling_interval = 60
+    asked = 0
+
+    def status(self) -> dict[str, object]:
+        self.asked += 1
+        return {}
+
+
+def test_jobs_are_looked_at_again_after_the_clock_was_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Polled, "__abstractmethods__", frozenset())
+    executor, now = Polled(provider=None, block_error_handler=False), time.time()
+    for after_s, asked in ((0, 1), (59, 1), (61, 2), (61 - 7200, 2), (130 - 7200, 3)):
+        monkeypatch.setattr(time, "time", lambda after_s=after_s: now + after_s)
+        executor.poll_facade()
+        assert executor.asked == asked
+    assert isinstance(executor, BlockProviderExecutor)
