@@ -29,14 +29,29 @@ def our_processes(*words: str) -> list[psutil.Process]:
         try:
             if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            if process.environ().get(MARK) != os.environ[MARK]:
-                continue
             line = " ".join(process.cmdline())
+            if not (_is_ours(process) or (TITLE in line and _is_titled_and_ours(process))):
+                continue
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
         if not words or any(word in line for word in words):
             found.append(process)
     return found
+
+
+TITLE = "HTEX interchange"
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    return process.environ().get(MARK) == os.environ[MARK]
+
+
+def _is_titled_and_ours(process: psutil.Process) -> bool:
+    """Judge a process that has set its title, which takes the place of its environment."""
+    parent = process.parent()
+    if parent is None or parent.pid == 1:
+        return process.create_time() > psutil.Process().create_time()
+    return parent.pid == os.getpid() or _is_ours(parent)
 
 
 POOL_WORDS = (
@@ -48,7 +63,7 @@ POOL_WORDS = (
     "executors/undertaker.py",
 )
 """Command lines of what a pool consists of."""
-PARSL_WORDS = ("HTEX interchange", "executors.interchange", "worker_pool", "multiprocessing.spawn")
+PARSL_WORDS = (TITLE, "executors.interchange", "worker_pool", "multiprocessing.spawn")
 
 
 def left_processes() -> list[psutil.Process]:
