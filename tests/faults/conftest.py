@@ -41,7 +41,7 @@ def shared_ground(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) 
     gate = folder / "gate"
     with sonic.load_site(write_site(folder, init=wait_at(gate))) as site:
         site.wait_ready()
-        analysis.learn_undisturbed(analysis.run(site.coffea_executor(status=False)))
+        analysis.check(analysis.run(site.coffea_executor(status=False)))
         yield Ground(site, gate)
     assert_nothing_is_left()
 

@@ -131,7 +131,7 @@ def sizes() -> dict[str, Size]:
 
 def soak(site: Site, analysis: Analysis, minutes: float, rng: random.Random) -> list[str]:
     """Run the analysis again and again between faults; return what has grown."""
-    analysis.learn_undisturbed(analysis.run(site.coffea_executor(status=False)))
+    analysis.check(analysis.run(site.coffea_executor(status=False)))
     for _ in range(WARM_UP_RUNS - 1):
         analysis.check(analysis.run(site.coffea_executor(status=False)))
     before, end, runs = sizes(), time.monotonic() + 60 * minutes, 0

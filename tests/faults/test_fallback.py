@@ -57,7 +57,7 @@ def test_a_queue_that_never_starts_a_server_is_no_end(analysis: Analysis, tmp_pa
     with nothing_is_left(), sonic.load_site(site_file(tmp_path, wait_at(gate))) as site:
         site.wait_ready()
         with pytest.warns(RuntimeWarning, match=FALLEN):
-            analysis.check_scores(analysis.run(site.coffea_executor(status=False)))
+            analysis.check(analysis.run(site.coffea_executor(status=False)))
         check_report(site, alone=True)
         assert list(model_digests(site.pool.table, site.pool.ref.fallback)) == ["btag/1", "shape_demo/1"]
 
@@ -95,7 +95,7 @@ def test_a_pool_that_is_lost_in_the_middle_of_a_run_is_no_end(analysis: Analysis
     with nothing_is_left(), sonic.load_site(site_file(tmp_path, doom.init, start_timeout_s=60)) as site:
         wait_whole(site)
         with pytest.warns(RuntimeWarning, match=FALLEN):
-            analysis.check_scores(analysis.run_and(doom.come, site, chunksize=25))
+            analysis.check(analysis.run_and(doom.come, site, chunksize=25))
         check_report(site, alone=False)
         assert "3 servers in a row failed to start" in (site.pool.table.lost or "")
         assert not agents()
@@ -112,6 +112,6 @@ def test_a_run_that_attached_to_a_pool_goes_on_when_the_pool_is_lost(
         with sonic.load_site(path, pool="ours") as site:
             wait_whole(site)
             with pytest.warns(RuntimeWarning, match=FALLEN):
-                analysis.check_scores(analysis.run_and(doom.come, site, chunksize=25))
+                analysis.check(analysis.run_and(doom.come, site, chunksize=25))
             check_report(site, alone=False)
         wait_until(lambda: not named.running(), 60)

@@ -94,7 +94,7 @@ def test_a_cut_between_workers_and_a_server_costs_nothing_and_it_comes_back_afte
         wait_whole(site)
         places = {entry.info.group: entry.info.address.rpartition(":")[0] for entry in pool.table.ready}
         assert places == {"triton": "198.51.100.1", "far": far.address}
-        analysis.learn_undisturbed(analysis.run(site.coffea_executor(status=False)))
+        analysis.check(analysis.run(site.coffea_executor(status=False)))
 
         analysis.check(analysis.run_and(far.cut, site))
         wait_until(lambda: [entry.info.group for entry in pool.table.servers] == ["triton"], LEASE_S + 5)

@@ -22,6 +22,10 @@ SLICE_S = 0.2
 """A server ten times slower is stopped for nine tenths of each such slice."""
 
 
+def ids(ground: Ground) -> set[str]:
+    return {entry.info.id for entry in ground.site.pool.table.servers}
+
+
 def registry(ground: Ground) -> psutil.Process:
     return registry_of(ground.site.pool.ref)
 
@@ -48,6 +52,38 @@ def test_killing_costs_nothing(victim: str, ground: Ground, analysis: Analysis) 
     wait_until(lambda: not killed[0].is_running() or killed[0].status() == psutil.STATUS_ZOMBIE, 10)
 
 
+def test_a_server_whose_model_has_died_costs_nothing_and_is_replaced(ground: Ground, analysis: Analysis) -> None:
+    before = ids(ground)
+    stubs = our_processes("triton_python_backend_stub")
+    next(stub for stub in stubs if any("/btag/" in word for word in stub.cmdline())).kill()
+
+    def replaced() -> bool:
+        analysis.check(analysis.run(ground.site.coffea_executor(status=False)))
+        return bool(before - ids(ground))
+
+    wait_until(replaced, 60)
+    wait_whole(ground.site)
+
+
+@pytest.mark.parametrize("what", ["Triton", "a model's process"])
+def test_a_server_that_gets_no_more_memory_costs_nothing(what: str, ground: Ground, analysis: Analysis) -> None:
+    server, starved, before = tritons()[0], [], ids(ground)
+
+    def starve() -> None:
+        process = server if what == "Triton" else server.children()[0]
+        process.rlimit(psutil.RLIMIT_AS, (2**20, 2**20))  # less than it has: whatever it asks for is refused
+        starved.append(process)
+
+    try:
+        analysis.check(analysis.run_and(starve, ground.site))
+    finally:
+        if server.is_running():
+            server.kill()
+    assert starved
+    wait_until(lambda: before - ids(ground), 20)
+    wait_whole(ground.site)
+
+
 def test_what_is_in_flight_to_a_server_that_ends_is_answered(ground: Ground, analysis: Analysis) -> None:
     pool = ground.site.pool
     assert isinstance(pool, ServerPool)
@@ -58,9 +94,9 @@ def test_what_is_in_flight_to_a_server_that_ends_is_answered(ground: Ground, ana
 
 
 def test_who_takes_a_lost_servers_place_takes_its_share(ground: Ground, analysis: Analysis) -> None:
-    before = {entry.info.id for entry in ground.site.pool.table.servers}
+    before = ids(ground)
     agents()[0].kill()
-    wait_until(lambda: {entry.info.id for entry in ground.site.pool.table.servers} != before, 20)
+    wait_until(lambda: ids(ground) != before, 20)
     wait_whole(ground.site)
     analysis.check(analysis.run(ground.site.coffea_executor(status=False)))
     (newcomer,) = {entry.info.id for entry in ground.site.pool.table.ready} - before
@@ -95,7 +131,7 @@ def registry_pid(ground: Ground) -> int | None:
 @pytest.mark.parametrize("what", ["Triton", "the agent"])
 def test_a_server_that_stops_without_a_word_costs_nothing(what: str, ground: Ground, analysis: Analysis) -> None:
     stopped: list[psutil.Process] = []
-    before = {entry.info.id for entry in ground.site.pool.table.servers}
+    before = ids(ground)
 
     def stop() -> None:
         stopped.append(VICTIMS[what](ground))
@@ -103,7 +139,7 @@ def test_a_server_that_stops_without_a_word_costs_nothing(what: str, ground: Gro
 
     try:
         analysis.check(analysis.run_and(stop, ground.site))
-        wait_until(lambda: before - {entry.info.id for entry in ground.site.pool.table.servers}, 30)
+        wait_until(lambda: before - ids(ground), 30)
     finally:
         for process in stopped:
             if process.is_running():

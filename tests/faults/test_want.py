@@ -91,7 +91,7 @@ def test_ports_that_others_have_taken_are_left_out(analysis: Analysis, tmp_path:
     driver = f"port-range: [{ports[0]}, {ports[-1]}]"
     with taken(ports[:20]), sonic.load_site(write_site(tmp_path, driver=driver)) as site:
         site.wait_ready()
-        analysis.check_scores(analysis.run(site.coffea_executor(status=False)))
+        analysis.check(analysis.run(site.coffea_executor(status=False)))
         addresses = [site.pool.ref.registries[0], *(entry.info.address for entry in site.pool.table.ready)]
         assert {int(address.rpartition(":")[2]) for address in addresses} <= set(ports[20:])
     assert_nothing_is_left()
@@ -146,7 +146,7 @@ def test_a_disk_that_fills_up_in_mid_run_costs_nothing(analysis: Analysis, tmp_p
     with small_disk(tmp_path / "disk", "8m") as disk:
         with sonic.load_site(write_site(tmp_path, driver=f"run-dir: {disk}")) as site:
             site.wait_ready()
-            analysis.check_scores(analysis.run_and(lambda: fill(disk), site))
+            analysis.check(analysis.run_and(lambda: fill(disk), site))
         assert_nothing_is_left()
 
 
@@ -188,7 +188,7 @@ if __name__ == "__main__":
     analysis = Analysis(data)
     with sonic.load_site(site_file) as site:
         site.wait_ready()
-        analysis.check_scores(analysis.run_and(forget_the_name, site))
+        analysis.check(analysis.run_and(forget_the_name, site))
     print("right", flush=True)
 """
 
@@ -231,7 +231,7 @@ def test_a_model_replaced_in_mid_run_does_not_come_in_with_the_next_server(analy
             shutil.copy(other, model)
             tritons()[0].kill()
 
-        analysis.check_scores(analysis.run_and(replace_model_and_kill_a_server, site))
+        analysis.check(analysis.run_and(replace_model_and_kill_a_server, site))
         assert isinstance(site.pool, sonic.ServerPool)
         pool = site.pool
         changed = re.compile("Model btag in .* was changed after the pool was started")

@@ -69,7 +69,7 @@ def up(path: Path, analysis: Analysis, servers: int, jobs: Callable[[], list[str
     """
     with sonic.load_site(path) as site:
         wait_whole(site, servers)
-        analysis.learn_undisturbed(analysis.run(site.coffea_executor(status=False)))
+        analysis.check(analysis.run(site.coffea_executor(status=False)))
         yield site
     wait_until(lambda: not jobs(), GONE_S, what=jobs)
     assert_nothing_is_left()
