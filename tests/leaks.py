@@ -128,7 +128,8 @@ def assert_nothing_is_left(timeout_s: float = 20.0) -> None:
     try:
         wait_until(lambda: not leftovers(), timeout_s, what=leftovers)
     except AssertionError:
-        for process in left_processes():
+        # Drivers first: they would start again what is killed.
+        for process in [*our_processes("bin/sonic-parsl"), *left_processes()]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         _there_before.update(left_files())

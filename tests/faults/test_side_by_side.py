@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,20 @@ from tests.live.test_notebook import LOAD, notebook
 PROGRAM = Path(sys.executable).with_name("sonic-parsl")
 CHECKOUT = Path(sonic_parsl.__file__).parents[1]
 END_S = 120.0
+RUN = "SONIC_PARSL_TEST_FOLDER"
+"""Environment variable by which a run's workers are known: a job of the local provider is no child of its driver."""
 
 
 @contextmanager
-def run(folder: Path, data: Path, *options: str, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+def run(folder: Path, data: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """Run an analysis on the command line."""
     argv: list[str | Path] = [PROGRAM, "run", "btag_ttbar", data, "--output", folder / "out", "--chunksize", "100"]
     folder.mkdir(exist_ok=True)
     with (
         (folder / "log").open("w+") as log,
-        subprocess.Popen([*argv, *options], stdout=log, stderr=log, text=True, env=env) as one,
+        subprocess.Popen(
+            [*argv, *options], stdout=log, stderr=log, text=True, env={**os.environ, RUN: str(folder)}
+        ) as one,
     ):
         try:
             yield one
@@ -114,7 +118,7 @@ def test_two_runs_and_a_notebook_use_one_pool_and_one_of_them_is_killed(
                 run(home / "killed", many, *attached) as victim,
                 run(home / "other", analysis.path, *attached) as other,
             ):
-                wait_until(lambda: _computes(victim), END_S)
+                wait_until(lambda: _computes(home / "killed"), END_S, what=lambda: said(home / "killed"))
                 victim.kill()
                 assert other.wait(END_S) == 0, said(home / "other")
             await opened.run(USE, "site.close()")
@@ -131,10 +135,11 @@ def test_two_runs_and_a_notebook_use_one_pool_and_one_of_them_is_killed(
     assert_nothing_is_left(60)
 
 
-def _computes(run: subprocess.Popen[str]) -> bool:
+def _computes(folder: Path) -> bool:
     """Whether a worker of this run has been at work for some seconds."""
-    children = psutil.Process(run.pid).children(recursive=True)
-    return any(worker.cpu_times().user > 3.0 for worker in workers() if worker in children)
+    with suppress(psutil.NoSuchProcess):
+        return any(worker.cpu_times().user > 3.0 for worker in workers() if worker.environ().get(RUN) == str(folder))
+    return False
 
 
 def test_a_pool_ends_when_nobody_asks_it_and_says_so(home: Path) -> None:
@@ -187,7 +192,7 @@ def test_two_runs_on_one_node_do_not_see_each_other(analysis: Analysis, many: Pa
         run(tmp_path / "one", many, "--site", str(site)) as one,
         run(tmp_path / "two", analysis.path, "--site", str(site)) as two,
     ):
-        wait_until(lambda: _computes(one), END_S)
+        wait_until(lambda: _computes(tmp_path / "one"), END_S, what=lambda: said(tmp_path / "one"))
         one.send_signal(signal.SIGTERM)
         assert two.wait(END_S) == 0, said(tmp_path / "two")
         one.wait(60)
