@@ -122,8 +122,10 @@ def lost_with(processes: list[psutil.Process]) -> set[Path]:
     for process in processes:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             found |= {Path(area.path) for area in process.memory_maps() if area.path.startswith("/dev/shm/")}
-            for prefix in re.findall(r"sonic-[0-9a-f]{16}", " ".join(process.cmdline())):
+            line = " ".join(process.cmdline())
+            for prefix in re.findall(r"sonic-[0-9a-f]{16}", line):
                 found.update(Path("/dev/shm").glob(f"{prefix}*"))  # also what nobody has open
+            found.update(map(Path, re.findall(r"/[\w./-]*/sonic-parsl-server-[0-9a-f]{32}", line)))  # the guard's
             temporary = Path(process.environ().get("TMPDIR", ""))
             found |= {temporary} if temporary.name.startswith("sonic-parsl-") else set()
     return {path for path in found if path.exists()}
