@@ -165,7 +165,7 @@ class Slurm:
         lost = lost_with(processes)
         cut_power([daemon, *processes])
         for path in lost:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         self._pid_file(name).unlink()
 
     def start_node(self, name: str) -> None:
