@@ -63,7 +63,7 @@ class Identity:
         folder = home / "keys"
         with ExitStack() as stack:
             try:
-                folder.mkdir()
+                folder.mkdir(mode=0o700)
                 stack.callback(shutil.rmtree, folder, ignore_errors=True)  # its guard may have removed it
                 for part, name in KEY_FILES.items():
                     _write_private(folder / name, contents[part])

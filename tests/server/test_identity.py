@@ -21,6 +21,7 @@ def test_its_files_are_for_its_owner_only_and_gone_afterwards(tmp_path: Path) ->
     with ME.key_files(tmp_path) as folder:
         assert folder is not None
         assert folder.parent == tmp_path
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert {path.name: path.read_text() for path in folder.iterdir()} == {
             KEY_FILES["server-cert"]: "hunter-certificate",
             KEY_FILES["server-key"]: "hunter-key",
