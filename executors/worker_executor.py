@@ -29,6 +29,7 @@ trap 'exit 143' TERM"""
 """Parsl's worker pools leave a folder with a socket where they are ended: it goes with the job's script."""
 INTERCHANGE = "sonic_parsl.executors.interchange"
 POLL_MS = 50
+"""How often a thread that launches a task looks whether the pipe is closed meanwhile."""
 
 
 class TaskPipe:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 from uuid import uuid4
+
+from typing_extensions import Self
 
 from sonic_parsl.errors import ServerStartError
 from sonic_parsl.server.guard import Guard

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from parsl.executors.status_handling import BlockProviderExecutor
 
 from sonic_parsl.executors.steady_clock import SteadilyPolled
 from tests.faults.clock import Clock
@@ -55,4 +54,3 @@ def test_jobs_are_looked_at_again_after_the_clock_was_set_back(monkeypatch: pyte
         monkeypatch.setattr(time, "time", lambda after_s=after_s: now + after_s)
         executor.poll_facade()
         assert executor.asked == asked
-    assert isinstance(executor, BlockProviderExecutor)
