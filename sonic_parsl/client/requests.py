@@ -165,4 +165,5 @@ def _aligned(array: Array) -> Array:
         return array
     if array.nbytes > GIL_KEPT_BYTES:
         return array.copy()
-    return np.frombuffer(bytes(array.data), array.dtype).reshape(array.shape)
+    aligned: Array = np.frombuffer(bytes(array.data), array.dtype).reshape(array.shape)
+    return aligned
