@@ -163,7 +163,9 @@ def _aligned(array: Array) -> Array:
     # A response starts its tensors anywhere; readers in compiled code may count on alignment.
     if array.flags.aligned:
         return array
+    aligned: Array
     if array.nbytes > GIL_KEPT_BYTES:
-        return array.copy()
-    aligned: Array = np.frombuffer(bytes(array.data), array.dtype).reshape(array.shape)
+        aligned = array.copy()
+    else:
+        aligned = np.frombuffer(bytes(array.data), array.dtype).reshape(array.shape)
     return aligned
