@@ -12,6 +12,7 @@
     ├── InferenceError          a call failed
     │   ├── RejectedError       the server says that the request is wrong
     │   ├── ModelNotFoundError  no server of the pool has this model, version or tag
+    │   ├── ModelFailedError    the model failed on the server, or the process that it runs in
     │   ├── ResponseError       the server's answer is not what was asked for
     │   └── DeadlineError       the call's time is over
     └── PoolError               the pool as a whole
@@ -130,6 +131,10 @@ class RejectedError(InferenceError):
 
 class ModelNotFoundError(InferenceError):
     """No server of the pool has this model, version or tag."""
+
+
+class ModelFailedError(InferenceError):
+    """The model failed on the server, or the process that it runs in."""
 
 
 class ResponseError(InferenceError):

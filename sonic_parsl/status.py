@@ -7,7 +7,7 @@ from typing import Literal
 
 import grpc.aio
 
-from sonic_parsl.errors import DeadlineError, InferenceError, ModelNotFoundError, RejectedError
+from sonic_parsl.errors import DeadlineError, InferenceError, ModelFailedError, ModelNotFoundError, RejectedError
 
 Retry = Literal["elsewhere", "again", "once", "never"]
 
@@ -46,9 +46,9 @@ STATUS: dict[str, Rule] = {
     # A Triton that drains answers so while its port is still open; so does one where the model was unloaded.
     "NOT_FOUND": Rule("elsewhere", ModelNotFoundError, "does not have the model"),
     # A dead python stub, or a model that fails on this very input: one other server decides which it is.
-    "INTERNAL": Rule("once", InferenceError, "failed"),
-    "UNKNOWN": Rule("once", InferenceError, "failed in an unknown way"),
-    "DATA_LOSS": Rule("once", InferenceError, "lost data"),
+    "INTERNAL": Rule("once", ModelFailedError, "failed"),
+    "UNKNOWN": Rule("once", ModelFailedError, "failed in an unknown way"),
+    "DATA_LOSS": Rule("once", ModelFailedError, "lost data"),
     "INVALID_ARGUMENT": Rule("never", RejectedError, "refuses the request", _UPDATE),
     "OUT_OF_RANGE": Rule("never", RejectedError, "refuses the request", _UPDATE),
     "FAILED_PRECONDITION": Rule("never", RejectedError, "refuses the request", _UPDATE),

@@ -5,19 +5,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
-import grpc.aio
 import numpy as np
 
-from sonic_parsl.errors import ResponseError, ServerStartError
-from sonic_parsl.kserve import DTYPES, Array, KServe, pack, unpack
+from sonic_parsl.errors import InferenceError, ModelFailedError, ResponseError, ServerStartError
+from sonic_parsl.kserve import DTYPES, Array, KServe
 from sonic_parsl.protocol import ServedModel, ServerLoad, TensorSpec
 from sonic_parsl.server.triton import Triton
-from sonic_parsl.status import Fault, translate
 
 logger = logging.getLogger(__name__)
 
-AT_FAULT = ("once", "again")
-"""What :mod:`sonic_parsl.status` says of an answer for which a model is to blame, or the process that it runs in."""
 PATIENCE_S = 15.0
 """A model that needs longer for a single row is busy."""
 
@@ -40,13 +36,14 @@ async def probe(stub: KServe, model: ServedModel, *, timeout_s: float) -> bool:
     if any(tensor.datatype not in DTYPES for tensor in model.inputs):
         return False  # texts: there is no harmless row to send
     try:
-        fault = await _ask(stub, model, timeout_s)
+        await _ask(stub, model, timeout_s)
     except ResponseError as error:
         raise ServerStartError(f"Model {model.name} answers its first request wrongly: {error}") from None
-    if fault is not None:
+    except InferenceError as error:
         # Zeros, or the size 1 for a free axis, may be no valid input of this model: that is its own affair.
-        logger.warning("Model %s could not answer a row of zeros: %s", model.name, fault.error)
-    return fault is None
+        logger.warning("Model %s could not answer a row of zeros: %s", model.name, error)
+        return False
+    return True
 
 
 @dataclass
@@ -84,25 +81,23 @@ class Watch:
 
     async def _first_fault(self, triton: Triton) -> str:
         for model in self.models:
-            fault = await _ask(triton.stub, model, PATIENCE_S)
-            if fault is not None and fault.retry in AT_FAULT:
-                return f"model {model.name} no longer answers what it has answered before: {fault.error.message}"
+            try:
+                await _ask(triton.stub, model, PATIENCE_S)
+            except (ModelFailedError, ResponseError) as error:
+                return f"model {model.name} no longer answers what it has answered before: {error.message}"
+            except InferenceError:
+                continue  # it is busy, or Triton goes away: others see to that
         # Of several processes of a model only one may have died, and another one have answered.
         return "a process of one of its models has died" if triton.has_lost_a_process() else ""
 
 
-async def _ask(stub: KServe, model: ServedModel, timeout_s: float) -> Fault | None:
-    """Send one row of zeros; return why there is no answer."""
+async def _ask(stub: KServe, model: ServedModel, timeout_s: float) -> None:
+    """Send one row of zeros; raises where there is no answer, or a malformed one."""
     batched = model.max_batch_size > 0
     tensors = {tensor.name: _zeros(tensor, batched=batched) for tensor in model.inputs}
     names = [tensor.name for tensor in model.outputs]
-    request = pack(model.name, model.version, tensors, names)
-    try:
-        answer = await stub.attempt(request, timeout_s=timeout_s)
-    except grpc.aio.AioRpcError as error:
-        return translate(error, model=model.name, server=stub.address)
-    unpack(answer, names, rows=1 if batched else None, model=model.name)
-    return None
+    rows = 1 if batched else None
+    await stub.infer(model.name, model.version, tensors, names, timeout_s=timeout_s, rows=rows)
 
 
 def _zeros(tensor: TensorSpec, *, batched: bool) -> Array:

@@ -159,6 +159,17 @@ def test_a_run_does_not_start_on_a_full_disk_and_says_which(tmp_path: Path) -> N
         assert_nothing_is_left()
 
 
+@needs_root
+def test_a_node_without_room_for_the_models_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "16k") as disk:  # for folders, and not for models
+        with (
+            sonic.load_site(write_site(tmp_path, count=1, init=f"export TMPDIR={disk}")) as site,
+            pytest.raises(PoolLostError, match=r"A copy of the models in .* cannot be written to .*: No space left"),
+        ):
+            site.wait_ready()
+        assert_nothing_is_left()
+
+
 # Names --------------------------------------------------------------------------
 
 HOSTS = "127.0.0.1 localhost\n127.0.0.1 sonic-facility\n"
