@@ -15,8 +15,8 @@ from tritonclient.grpc import service_pb2
 
 from sonic_parsl.errors import (
     DeadlineError,
-    InferenceError,
     InputError,
+    ModelFailedError,
     ModelNotFoundError,
     RejectedError,
     ResponseError,
@@ -130,7 +130,7 @@ def test_each_status_has_a_meaning() -> None:
         ("NOT_FOUND", "Request for unknown model: 'm' has no available versions", ModelNotFoundError, "elsewhere"),
         ("INTERNAL", "Request for unknown model: 'm' has no available versions", ModelNotFoundError, "elsewhere"),
         ("INVALID_ARGUMENT", "'m' version 1 is not at ready state", ModelNotFoundError, "elsewhere"),
-        ("INTERNAL", "Stub process 'm_0' is not healthy.", InferenceError, "again"),
+        ("INTERNAL", "Stub process 'm_0' is not healthy.", ModelFailedError, "again"),
     ],
 )
 def test_a_status_says_whether_another_server_may_be_asked(code: str, details: str, cls: type, retry: str) -> None:

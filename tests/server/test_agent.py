@@ -123,7 +123,7 @@ def test_one_the_registry_has_forgotten_joins_again(pool: ServerPool, tmp_path: 
     with agent(pool, tmp_path, MODELS, "identity") as server:
         before = server.wait_for("ready")
         asyncio.run(forget(server.group, before.info.id))
-        assert pool.wait_for(lambda _: server.entry is None, 5.0)
+        assert server.departure().reason == "it was tired"  # the table without it may be gone before anyone looks
         assert server.wait_for("ready").info == before.info
 
 
