@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # Where this is set, each of many processes compiles all that it imports: seconds for coffea.
 export PYTHONDONTWRITEBYTECODE :=
 
+# Most of a test is waiting. Two processes of them keep two cores busy.
+TEST_PROCESSES := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 .PHONY: install demo test lint soak bench clean
 
 install: $(VENV)/.installed
@@ -23,7 +26,7 @@ demo: install
 test: install lint
 	$(BIN)/sonic-parsl server install
 	$(BIN)/sonic-parsl data fetch > /dev/null
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TEST_PROCESSES)
 
 lint: install
 	$(BIN)/ruff check
