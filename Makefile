@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE :=
 
 # Most of a test is waiting. Two processes of them keep two cores busy.
-TEST_PROCESSES := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+TEST_PROCESSES := --numprocesses 2 --no-loadscope-reorder
 
 .PHONY: install demo test lint soak bench clean
 

@@ -5,25 +5,37 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typing_extensions import override
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.leaks import assert_nothing_is_left, mark_this_run
 
-TESTS = Path(__file__).parent
-SCHEDULERS = TESTS / "schedulers"
+SCHEDULERS = Path(__file__).parent / "schedulers"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let processes of tests share them out by the file, but the schedulers' all to one, which starts with them.
-
-    A file's tests share what they start; of each scheduler a machine has one.
-    """
+    """Start with the schedulers: theirs is the longest share of two processes of tests."""
     items.sort(key=lambda item: SCHEDULERS not in item.path.parents)
-    for item in items:
-        group = SCHEDULERS if SCHEDULERS in item.path.parents else item.path
-        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(TESTS))))
+
+
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """Shares tests out by the file, since a file's tests share what they start.
+
+    The schedulers' all go to one process: of each, a machine has one.
+    """
+
+    @override
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "schedulers" if "schedulers" in Path(path).parts else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Share tests out among processes; see ``make test``."""
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")
