@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from rich.table import Table
 
 from sonic_parsl.client.latency import merge, quantile
 from sonic_parsl.client.records import CallRecord
+from sonic_parsl.client.records import merged as merged_calls
 from sonic_parsl.client.scope import Chunk
 from sonic_parsl.protocol import ServerEntry
 
@@ -93,7 +95,7 @@ class ModelLine:
     verified: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ChunkLine:
     """A chunk and a model in the report.
 
@@ -164,13 +166,19 @@ class Report:
 
 @dataclass
 class RunLog:
-    """Collects what chunks report while a site is up."""
+    """Collects what chunks report while a site is up.
 
-    records: list[ChunkRecord] = field(default_factory=list)
+    A chunk keeps its line of the report, and its calls are added to those of all chunks: a run may have
+    a hundred thousand.
+    """
+
     events_in: int = 0
     events_out: int = 0
     chunks: int = 0
     wall_s: float = 0.0
+    _lines: list[ChunkLine] = field(default_factory=list, repr=False)
+    _calls: tuple[CallRecord, ...] = field(default=(), repr=False)
+    _failures: list[str] = field(default_factory=list, repr=False)
     _told: set[str] = field(default_factory=set, repr=False)
 
     @contextmanager
@@ -186,14 +194,17 @@ class RunLog:
     def take(self, records: Iterable[ChunkRecord], merged: Any) -> None:
         """Take what came home: the chunks' records, and coffea's set of what was processed."""
         records = list(records)
-        self.records.extend(records)
+        self._lines.extend(map(_chunk_line, records))
+        self._calls = merged_calls((*self._calls, *(record.call for record in records)))
+        failures = list(_warnings(records))
+        self._failures.extend(failures)
         processed = merged.get("processed", ()) if isinstance(merged, dict) else ()
         self.events_out += sum(len(item) for item in processed)
         self.chunks += len(processed)
         fallen = dict.fromkeys(note for record in records if record.call.fallback for note in record.call.notes)
         new = [text for text in fallen if text not in self._told]
         self._told.update(new)
-        for text in (*_warnings(records), *new):
+        for text in (*failures, *new):
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     def report(
@@ -210,7 +221,7 @@ class RunLog:
         notes
             What else the report should warn of.
         """
-        calls = [*(record.call for record in self.records), *extra]
+        calls = [*self._calls, *extra]
         rows = sum(call.rows for call in calls)
         return Report(
             events_in=self.events_in,
@@ -229,8 +240,8 @@ class RunLog:
             waiting_s=sum(call.waiting_s for call in calls),
             servers=tuple(_server_line(entry, calls) for entry in servers if entry.info.models),
             models=_model_lines(calls, servers),
-            chunk_records=tuple(_chunk_line(record) for record in self.records),
-            warnings=tuple(dict.fromkeys((*notes, *_warnings(self.records), *_notes(calls)))),
+            chunk_records=tuple(self._lines),
+            warnings=tuple(dict.fromkeys((*notes, *self._failures, *_notes(calls)))),
         )
 
 
@@ -246,13 +257,17 @@ def _notes(calls: Iterable[CallRecord]) -> Iterator[str]:
 
 
 def _chunk_line(record: ChunkRecord) -> ChunkLine:
+    """Return a chunk's line; words that come in every line are kept once."""
+    chunk, call = record.chunk, record.call
     return ChunkLine(
-        **asdict(record.chunk),
-        model=record.call.model,
-        servers=tuple(sorted(record.call.servers)),
-        numeric_kind=record.call.numeric_kind,
-        fallback=record.call.fallback,
-        waiting_s=record.call.waiting_s,
+        fileuuid=sys.intern(chunk.fileuuid),
+        entrystart=chunk.entrystart,
+        entrystop=chunk.entrystop,
+        model=sys.intern(call.model),
+        servers=tuple(sys.intern(server) for server in sorted(call.servers)),
+        numeric_kind=sys.intern(call.numeric_kind),
+        fallback=call.fallback,
+        waiting_s=call.waiting_s,
     )
 
 

@@ -33,6 +33,7 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         return "schedulers" if "schedulers" in Path(path).parts else path
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     """Share tests out among processes; see ``make test``."""
     return ByFile(config, log)

@@ -119,36 +119,67 @@ def faults(rng: random.Random) -> Iterator[list[str]]:
         thread.join()
 
 
-def sizes() -> dict[str, Size]:
-    """Measure driver, registry and the largest worker."""
-    found = {"driver": Size.of(psutil.Process())}
-    for name, processes in (("registry", our_processes("sonic_parsl.pool.registry")), ("worker", workers())):
-        every = [Size.of(process) for process in processes]
-        if every:
-            found[name] = max(every, key=lambda size: size.memory)
-    return found
+class Growth:
+    """Sizes of driver, registry and workers after each run.
+
+    Faults replace processes. So each is compared to itself, once its own caches are full; and the last of a role
+    to the first: what a registry takes over from the one before must not grow either.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, dict[psutil.Process, list[Size]]] = {"driver": {}, "registry": {}, "worker": {}}
+
+    def note(self) -> None:
+        """Measure every process that is there now."""
+        now = {
+            "driver": [psutil.Process()],
+            "registry": our_processes("sonic_parsl.pool.registry"),
+            "worker": workers()[:WORKERS],
+        }
+        for role, processes in now.items():
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    self.sizes[role].setdefault(process, []).append(Size.of(process))
+
+    def found(self) -> list[str]:
+        """Return what has grown, a sentence each, and say what was compared."""
+        grown = []
+        for role, processes in self.sizes.items():
+            warm = {process: sizes[WARM_UP_RUNS - 1 :] for process, sizes in processes.items() if sizes[WARM_UP_RUNS:]}
+            if not warm:
+                grown.append(f"{role}: none lived for more than {WARM_UP_RUNS} runs, so that nothing is known of it")
+                continue
+            first = next(iter(warm.values()))[0]
+            for process, sizes in warm.items():
+                click.echo(f"{role} {process.pid}, over {len(sizes)} runs: {sizes[0]} -> {sizes[-1]}")
+                since_own = sizes[-1].grown(sizes[0])
+                since_first = [text for text in sizes[-1].grown(first) if not since_own]
+                grown += [f"{role} {process.pid}: {text}" for text in since_own + since_first]
+        return grown
 
 
 def soak(site: Site, analysis: Analysis, minutes: float, rng: random.Random) -> list[str]:
     """Run the analysis again and again between faults; return what has grown."""
-    analysis.check(analysis.run(site.coffea_executor(status=False)))
-    for _ in range(WARM_UP_RUNS - 1):
+    growth, runs = Growth(), 0
+
+    def run() -> None:
         analysis.check(analysis.run(site.coffea_executor(status=False)))
-    before, end, runs = sizes(), time.monotonic() + 60 * minutes, 0
+        growth.note()
+
+    for _ in range(WARM_UP_RUNS):
+        run()
+    end = time.monotonic() + 60 * minutes
     with faults(rng) as log:
         while time.monotonic() < end:
-            analysis.check(analysis.run(site.coffea_executor(status=False)))
+            run()
             runs += 1
             click.echo(
                 f"run {runs}: {EVENTS} events, every score and histogram as undisturbed; {len(log)} faults so far"
             )
     wait_whole(site)
-    analysis.check(analysis.run(site.coffea_executor(status=False)))
-    after = sizes()
-    for name, size in after.items():
-        click.echo(f"{name}: {before[name]} -> {size}")
+    run()
     click.echo(f"{runs} runs of {EVENTS} events, {len(log)} faults")
-    return [f"{name}: {text}" for name, size in after.items() for text in size.grown(before[name])]
+    return growth.found()
 
 
 @click.command()
