@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from parsl.jobs.states import JobState, JobStatus
@@ -30,10 +30,13 @@ class BlockBook:
     ----------
     group
         Label of the group.
+    last_words
+        Returns the end of what a block's job wrote to its stderr, or nothing.
     """
 
-    def __init__(self, group: str) -> None:
+    def __init__(self, group: str, last_words: Callable[[str], str]) -> None:
         self._group = group
+        self._last_words = last_words
         self._blocks: dict[str, Block] = {}
         self._departures_read = 0
         self._departed: set[str] = set()
@@ -60,9 +63,9 @@ class BlockBook:
         self._update(block_id, replaced=True)
 
     def fail(self, block_id: str, reason: str) -> None:
-        """Note why a block failed, unless that is known already."""
+        """Note why a block failed and what its job said last, unless that is known already."""
         if block_id in self._blocks and self._blocks[block_id].failure is None:
-            self._update(block_id, failure=reason)
+            self._update(block_id, failure=f"{reason}\n{self._last_words(block_id)}".strip())
 
     def has_ended(self, block_id: str) -> bool:
         """Return whether the provider has said that the block's job is over."""
@@ -173,7 +176,4 @@ def _describe(job: JobStatus) -> str:
     if job.exit_code is not None:
         parts.append(f"exit code {job.exit_code}")
     text = ", ".join(parts)
-    for detail in (job.message, job.stderr_summary):
-        if detail:
-            text += f"\n{detail.strip()}"
-    return text
+    return f"{text}\n{job.message.strip()}" if job.message else text

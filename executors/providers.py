@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from pathlib import Path
 from typing import Any
 
 from parsl.providers.base import ExecutionProvider
@@ -13,6 +14,9 @@ from sonic_parsl.executors.dialects import DIALECTS, LINES, Dialect
 from sonic_parsl.executors.htcondor import HTCondorProvider
 from sonic_parsl.site import WORDS, Count, Job
 from sonic_parsl.walltime import seconds
+
+LAST_BYTES = 2**11
+"""Of a job's stderr, to be told to a person."""
 
 
 def make_provider(job: Job, *, count: Count, more_init: str = "") -> ExecutionProvider:
@@ -53,6 +57,19 @@ def walltime_of(provider: ExecutionProvider) -> float | None:
     if isinstance(provider, HTCondorProvider) and not provider.limits_duration:
         return None  # Parsl's default, which HTCondor never hears of
     return None if walltime is None else float(str(seconds(walltime)))
+
+
+def last_words(provider: ExecutionProvider, label: str, block_id: str) -> str:
+    """Return the end of what a block's job wrote to its stderr; nothing where no such file is here.
+
+    Of jobs that run, or that a batch system does not name any more, Parsl's providers do not tell where it is.
+    """
+    # Parsl's own name for the job, to which each provider adds a time and an ending of its own.
+    files = sorted(Path(provider.script_dir or ".").glob(f"*parsl.{label}.block-{block_id}.*err"))
+    try:
+        return files[-1].read_bytes()[-LAST_BYTES:].decode(errors="replace").strip() if files else ""
+    except OSError as error:
+        return f"its stderr cannot be read: {error.strerror}"
 
 
 def _words(job: Job, dialect: Dialect) -> list[dict[str, Any]]:

@@ -26,13 +26,13 @@ from sonic_parsl.devices import BUILT_IN, NUMBERED_BY, Device
 from sonic_parsl.errors import ConfigError, PoolLostError, RuntimeMissingError
 from sonic_parsl.executors.block_book import BlockBook
 from sonic_parsl.executors.carried import can_carry, equip_servers, keep_scripts_private
-from sonic_parsl.executors.providers import walltime_of
+from sonic_parsl.executors.providers import last_words, walltime_of
 from sonic_parsl.executors.queue_word import why_waiting
 from sonic_parsl.executors.steady_clock import SteadilyPolled
 from sonic_parsl.executors.stray_task import submit_to_one
 from sonic_parsl.pool.failures import tell
 from sonic_parsl.pool.pool import ServerPool
-from sonic_parsl.pool.scaler import Policy, decide
+from sonic_parsl.pool.scaler import Policy, decide, late_starts, too_late
 from sonic_parsl.poolref import POOL_ENV
 from sonic_parsl.ports import PortRange
 from sonic_parsl.protocol import LEASE_S
@@ -168,7 +168,7 @@ class ServerExecutor(SteadilyPolled, RepresentationMixin):  # type: ignore[misc]
             idle_s=idle_s,
             drain_before_s=drain_before_s,
         )
-        self._book = BlockBook(group=label)
+        self._book = BlockBook(label, lambda block_id: last_words(provider, label, block_id))
         self._lock = threading.Lock()
         self._closing = False
 
@@ -341,6 +341,8 @@ class ServerExecutor(SteadilyPolled, RepresentationMixin):  # type: ignore[misc]
         now = time.monotonic()
         self._book.hear_registry(self.pool.table, self.pool.departures, now=now)
         elsewhere = self.pool.prospects.others_serve(self.label, self._models, self.pool.table)
+        for block in late_starts(self._book.blocks, self._policy, now):
+            self._book.fail(block.id, too_late(self._policy))
         demand = replace(self._book.demand(now), served_elsewhere=elsewhere)
         decision = decide(self._book.blocks, self._policy, demand, now)
         self.pool.prospects.tell(self.label, frozenset() if decision.hopeless else self._models)

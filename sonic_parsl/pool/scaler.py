@@ -190,14 +190,14 @@ def decide(blocks: Sequence[Block], policy: Policy, demand: Demand, now: float) 
     now
         Time of the clock that stamped the blocks, in seconds.
     """
-    late = {block.id for block in blocks if _is_late(block, policy, now)}
+    late = {block.id for block in late_starts(blocks, policy, now)}
     live = [block for block in blocks if block.is_live and not block.replaced and block.id not in late]
     ready = [block for block in live if block.phase == "ready"]
     failures = _failed_starts(blocks, late)
     cancel = _cancel(blocks, late, policy)
     hopeless = len(failures) >= policy.max_failed_starts and not ready
     if hopeless and not demand.served_elsewhere:
-        return Decision(lose=_verdict(failures, policy), cancel=cancel, hopeless=True)
+        return Decision(lose=_verdict(failures, late, policy), cancel=cancel, hopeless=True)
     if waiting := _held_back(live, policy, demand, now):
         return Decision(lose=f"the batch system started no server within {policy.start_timeout_s:g} s", waiting=waiting)
     target = wanted(len(ready), len(live), policy, demand)
@@ -210,6 +210,16 @@ def decide(blocks: Sequence[Block], policy: Policy, demand: Demand, now: float) 
     replaced = tuple(block.id for block in kept if _ends_by(block, ends_from))
     start = target - len(kept) + len(replaced)
     return Decision(start=start, replaced=replaced, cancel=cancel, drain=surplus, hopeless=hopeless)
+
+
+def late_starts(blocks: Sequence[Block], policy: Policy, now: float) -> list[Block]:
+    """Return the blocks that have run for too long without a ready server."""
+    return [block for block in blocks if _is_late(block, policy, now)]
+
+
+def too_late(policy: Policy) -> str:
+    """Return why such a block counts as failed."""
+    return f"no server was ready {policy.start_timeout_s:g} s after it started"
 
 
 def lead_s(blocks: Sequence[Block]) -> float:
@@ -239,9 +249,8 @@ def _is_late(block: Block, policy: Policy, now: float) -> bool:
 
 def _cancel(blocks: Sequence[Block], late: set[str], policy: Policy) -> tuple[tuple[str, str], ...]:
     """Blocks that hold resources for nothing: late ones, and jobs whose servers are gone."""
-    timed_out = f"no server was ready {policy.start_timeout_s:g} s after it started"
     return tuple(
-        (block.id, timed_out if block.id in late else "its servers are gone")
+        (block.id, too_late(policy) if block.id in late else "its servers are gone")
         for block in blocks
         if not (block.job_ended or block.cancelled) and (block.id in late or block.phase == "ended")
     )
@@ -265,6 +274,7 @@ def _may_start(failures: Sequence[Block], now: float) -> bool:
     return bool(now - newest >= min(MAX_BACK_OFF_S, BACK_OFF_S * 2 ** (len(failures) - 1)))
 
 
-def _verdict(failures: Sequence[Block], policy: Policy) -> str:
-    whys = [(block.id, block.failure or "its job ended before a server was ready") for block in reversed(failures)]
+def _verdict(failures: Sequence[Block], late: set[str], policy: Policy) -> str:
+    silent = "its job ended before a server was ready"
+    whys = [(one.id, one.failure or (too_late(policy) if one.id in late else silent)) for one in reversed(failures)]
     return f"{policy.max_failed_starts} servers in a row failed to start. Mend what they say:\n{tell(whys)}"

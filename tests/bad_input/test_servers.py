@@ -58,6 +58,9 @@ class Run:
 
 RUNS = {
     "a Triton that ends": Run("runtime: host, binary: {folder}/ends"),
+    "a job that hangs before its server starts": Run(
+        "start-timeout: 4, worker-init: 'echo no licence for module cuda >&2; sleep 1000'"
+    ),
     "workers that do not start": Run(workers="worker-init: 'echo no module gcc >&2; exit 7'"),
     "an error in process(), with --debug": Run(workflow="{folder}/mine.py", options=("--debug",)),
 }
@@ -66,6 +69,11 @@ LAST_WORDS = {
         "The pool is lost: 3 servers in a row failed to start. Mend what they say:\n"
         "  blocks 0, 1, 2: Triton ended at its start with exit code 3.\n"
         "    I1019 starting\n    E1019 CUDA driver is too old"
+    ),
+    "a job that hangs before its server starts": (
+        "The pool is lost: 3 servers in a row failed to start. Mend what they say:\n"
+        "  blocks 0, 1, 2: no server was ready 4 s after it started\n"
+        "    no licence for module cuda"
     ),
     "workers that do not start": (
         "Parsl could not run the work on its workers. Look at workers, worker-init and options, in the site file:\n"

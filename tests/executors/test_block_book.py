@@ -42,10 +42,14 @@ def departure(block: str, *, group: str = "gpu", failed: bool = True, stderr: st
     )
 
 
+SAID = {"1": "E: no disk"}
+"""What jobs wrote to their stderr."""
+
+
 @pytest.fixture
 def book() -> BlockBook:
     """Return the book of a group with two blocks, submitted at 0 s."""
-    book = BlockBook(group="gpu")
+    book = BlockBook("gpu", lambda block_id: SAID.get(block_id, ""))
     book.submitted("0", now=0.0)
     book.submitted("1", now=0.0)
     return book
@@ -81,6 +85,13 @@ def test_a_job_that_ends_before_a_server_was_ready_has_failed_and_says_how(book:
     book.hear_provider({"0": JobStatus(state, message="on node 7", exit_code=3)}, now=1.0)
     assert block(book).phase == "ended"
     assert block(book).failure == f"its job ended as {state.name}, exit code 3\non node 7"
+
+
+def test_what_a_job_wrote_last_is_told_with_its_failure(book: BlockBook) -> None:
+    book.hear_provider({"1": JobStatus(JobState.FAILED, message="on node 7")}, now=1.0)
+    assert block(book, 1).failure == "its job ended as FAILED\non node 7\nE: no disk"
+    book.fail("1", "another reason")
+    assert block(book, 1).failure == "its job ended as FAILED\non node 7\nE: no disk"
 
 
 def test_a_job_once_called_finished_stays_so(book: BlockBook) -> None:
@@ -227,7 +238,7 @@ counts = st.lists(st.tuples(st.integers(0, 100), st.floats(0, 1e4)), max_size=3)
 
 @given(looks=st.lists(counts, min_size=1, max_size=10))
 def test_demand_is_never_negative_whichever_servers_come_and_go(looks: list[list[tuple[int, float]]]) -> None:
-    book = BlockBook(group="gpu")
+    book = BlockBook("gpu", lambda block_id: SAID.get(block_id, ""))
     for now, loads in enumerate(looks):
         book.hear_registry(loaded(*loads), [], now=float(now))
         demand = book.demand(float(now))

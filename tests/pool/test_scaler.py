@@ -149,6 +149,7 @@ def test_a_pool_that_is_lost_cancels_what_is_still_running() -> None:
     blocks = [failed("0"), failed("1"), starting("2")]
     decision = decide(blocks, POLICY, CALM, 101.0 + LAST_WORDS_S)
     assert decision.lose is not None
+    assert decision.lose.endswith("block 2: no server was ready 100 s after it started")
     assert [block for block, _ in decision.cancel] == ["2"]
 
 
