@@ -17,7 +17,7 @@ import click
 from rich.console import Console
 from typing_extensions import override
 
-from sonic_parsl.errors import find_ours
+from sonic_parsl.errors import ConfigError, find_ours
 from sonic_parsl.protocol import VERSION
 
 console = Console()
@@ -113,7 +113,7 @@ def run(
 
     analysis = loader.load(workflow)
     fileset = make_fileset(files) if files else runner.input_of(analysis)
-    output.mkdir(parents=True, exist_ok=True)
+    _make_folder(output)
     site_name = site_name or (named.find(pool).site if pool else "local")
     named_files = [file for dataset in fileset.values() for file in dataset["files"]]
     opened = load_site(site_name, models=models or analysis.models, pool=pool, inputs=named_files)
@@ -124,6 +124,15 @@ def run(
     console.print(report)
     for path in written:
         _say(f"Wrote {path}")
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"The folder {path} cannot be made: {error.strerror}.", hint="Name another one with --output."
+        ) from None
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sonic_parsl.errors import ConfigError, DataError
-from sonic_parsl.workflows.rootfile import check_root
+from sonic_parsl.workflows.rootfile import CORRECT_PATH, LOOK_AT_IT, check_root
 
 TREE = "Events"
 EXAMPLE = '{"dataset": ["file.root"]}'
@@ -82,7 +82,8 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+        hint = LOOK_AT_IT if path.exists() else CORRECT_PATH
+        raise DataError(f"{path} cannot be read: {error.strerror}.", hint=hint) from None
     except ValueError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}.", hint=f"It should look like {EXAMPLE}.") from None
 

@@ -15,6 +15,11 @@ BIG_FILE = 1_000_000
 MAGIC, HEADER_BYTES = b"root", 20
 TREES = ("TTree", "TNtuple", "TNtupleD", "ROOT::RNTuple", "ROOT::Experimental::RNTuple")
 
+CORRECT_PATH = "Correct its path; one that does not begin with / starts in the folder you are in."
+NO_MATCH = "The shell found no file that matches: correct the pattern."
+NOTHING_IN_IT = "It was closed before anything was written, or is damaged: copy it again, or leave it out."
+LOOK_AT_IT = "Look at its permissions and its disk, copy it, or leave it out."
+
 
 def check_root(name: str, tree: str) -> None:
     """Check a file and that `tree` is in it.
@@ -28,22 +33,27 @@ def check_root(name: str, tree: str) -> None:
     if path.is_dir():
         raise DataError(f"{name} is a folder.", hint=f"Name the files in it: {name.rstrip('/')}/*.root.")
     if not path.is_file():
-        raise DataError(f"There is no file {name}.")
+        raise DataError(f"There is no file {name}.", hint=NO_MATCH if set("*?[") & set(name) else CORRECT_PATH)
     _check_whole(path, name)
     try:
         with uproot.open(name) as file:
             kinds = {key.partition(";")[0]: kind for key, kind in file.classnames().items()}
     except Exception as error:  # noqa: BLE001 - a damaged file fails in many ways
         raise DataError(f"{name} is not a readable ROOT file: {reason(error)}.", hint=COPY_AGAIN) from None
+    trees = [key for key, kind in sorted(kinds.items()) if kind in TREES]
     if tree not in kinds:
-        hint = "" if kinds else "It was closed before anything was written, or is damaged."
-        raise DataError(f"{name} has no tree '{tree}'; it has {', '.join(sorted(kinds)) or 'nothing'}.", hint=hint)
+        said = f"{name} has no tree '{tree}'; it has {', '.join(sorted(kinds)) or 'nothing'}."
+        raise DataError(said, hint=_other_tree(name, trees) if trees else NOTHING_IN_IT)
     if kinds[tree] not in TREES:
-        trees = [key for key, kind in sorted(kinds.items()) if kind in TREES]
         raise DataError(
             f"'{tree}' of {name} is a {kinds[tree]} and not a tree.",
             hint=near(tree, trees) if trees else "There is no tree in it.",
         )
+
+
+def _other_tree(name: str, trees: list[str]) -> str:
+    """Return how to name one of these trees."""
+    return f'Name the tree in a fileset JSON: {{"dataset": {{"files": {{"{name}": "{trees[0]}"}}}}}}.'
 
 
 def _check_whole(path: Path, name: str) -> None:
@@ -53,7 +63,7 @@ def _check_whole(path: Path, name: str) -> None:
         with path.open("rb") as file:
             header = file.read(HEADER_BYTES)
     except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror}.") from None
+        raise DataError(f"{name} cannot be read: {error.strerror}.", hint=LOOK_AT_IT) from None
     if not size:
         raise DataError(f"{name} is empty.", hint=COPY_AGAIN)
     if not header.startswith(MAGIC):

@@ -114,7 +114,7 @@ FILES: list[tuple[str, str, str]] = [
     (
         "input that is missing",
         GOOD + "def fileset(): return {'tt': ['gone.root']}",
-        "There is no file gone.root.",
+        "There is no file gone.root. Correct its path; one that does not begin with / starts in the folder you are in.",
     ),
     (
         "input that is no fileset",

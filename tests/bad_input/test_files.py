@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import uproot
 
-from sonic_parsl.errors import DataError
+from sonic_parsl.errors import ConfigError, DataError
 from sonic_parsl.workflows.inputs import make_fileset
 from tests.bad_input.conftest import Call, assert_says, told
 
@@ -21,7 +21,9 @@ Make: TypeAlias = Callable[[Path, bytes], object]
 SIZE = 980772
 COPY_AGAIN = "Copy it again, or leave it out."
 CUT_OR_DAMAGED = "It was cut off or is damaged: copy it again, or leave it out."
-NOTHING = "It was closed before anything was written, or is damaged."
+NOTHING = "It was closed before anything was written, or is damaged: copy it again, or leave it out."
+CORRECT_PATH = "Correct its path; one that does not begin with / starts in the folder you are in."
+NAME_IT = 'Name the tree in a fileset JSON: {"dataset": {"files": {"bad.root": "%s"}}}.'
 FORM = 'It should look like {"dataset": ["file.root"]}.'
 
 
@@ -48,8 +50,13 @@ TREE = {"x": np.arange(3)}
 HISTOGRAM = np.histogram([1.0, 2.0])
 
 CASES: list[tuple[str, Make, str, str]] = [
-    ("missing", text("other", ""), "bad.root", "There is no file bad.root."),
-    ("a pattern", text("a.root", ""), "b*.root", "There is no file b*.root."),
+    ("missing", text("other", ""), "bad.root", f"There is no file bad.root. {CORRECT_PATH}"),
+    (
+        "a pattern",
+        text("a.root", ""),
+        "b*.root",
+        "There is no file b*.root. The shell found no file that matches: correct the pattern.",
+    ),
     (
         "a folder",
         lambda folder, _: (folder / "bad.root").mkdir(),
@@ -108,7 +115,7 @@ CASES: list[tuple[str, Make, str, str]] = [
         "bad.root",
         f"bad.root is not a readable ROOT file: … {CUT_OR_DAMAGED}",
     ),
-    ("another tree", objects(Runs=TREE), "bad.root", "bad.root has no tree 'Events'; it has Runs."),
+    ("another tree", objects(Runs=TREE), "bad.root", "bad.root has no tree 'Events'; it has Runs. " + NAME_IT % "Runs"),
     ("no tree", objects(), "bad.root", f"bad.root has no tree 'Events'; it has nothing. {NOTHING}"),
     (
         "a histogram for a tree",
@@ -122,7 +129,12 @@ CASES: list[tuple[str, Make, str, str]] = [
         "bad.root",
         "'Events' of bad.root is a TH1D and not a tree. Did you mean EventTree?",
     ),
-    ("a list that is missing", text("other", ""), "bad.json", "bad.json cannot be read: No such file or directory."),
+    (
+        "a list that is missing",
+        text("other", ""),
+        "bad.json",
+        f"bad.json cannot be read: No such file or directory. {CORRECT_PATH}",
+    ),
     (
         "a list that is no JSON",
         text("bad.json", '{"tt": ["a.root"'),
@@ -136,7 +148,12 @@ CASES: list[tuple[str, Make, str, str]] = [
         "bad.json",
         'bad.json: dataset tt names no files. Write {"dataset": ["file.root"]}.',
     ),
-    ("a file of a list", text("bad.json", '{"tt": ["gone.root"]}'), "bad.json", "There is no file gone.root."),
+    (
+        "a file of a list",
+        text("bad.json", '{"tt": ["gone.root"]}'),
+        "bad.json",
+        f"There is no file gone.root. {CORRECT_PATH}",
+    ),
     (
         "a tree of a list",
         lambda folder, whole: (
@@ -144,7 +161,7 @@ CASES: list[tuple[str, Make, str, str]] = [
             objects(Events=TREE)(folder, whole),
         ),
         "bad.json",
-        "bad.root has no tree 'Lumi'; it has Events.",
+        "bad.root has no tree 'Lumi'; it has Events. " + NAME_IT % "Events",
     ),
 ]
 
@@ -158,17 +175,24 @@ def test_a_file_that_cannot_be_read_is_named_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("make", "argument", "sentence"), [pytest.param(*case[1:], id=case[0]) for case in CASES[:4]])
+@pytest.mark.parametrize(("make", "argument", "sentence"), [pytest.param(*case[1:], id=case[0]) for case in CASES])
 def test_in_python_it_is_an_error_of_ours_that_coffea_does_not_take_for_a_bad_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Path, make: Make, argument: str, sentence: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make(tmp_path, events.read_bytes())
-    with pytest.raises(DataError) as caught:
+    with pytest.raises((DataError, ConfigError)) as caught:
         make_fileset([argument])
-    assert str(caught.value) == sentence
+    assert_says(str(caught.value), sentence)
+    assert caught.value.hint, "it names no way out"
     assert caught.value.__cause__ is None
     assert not isinstance(caught.value, OSError)
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(call: Call, tmp_path: Path, events: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    sentence = "The folder taken/plots cannot be made: Not a directory. Name another one with --output."
+    assert told(call("run", "btag_ttbar", events, "--output", "taken/plots")) == sentence
 
 
 def test_debug_shows_where_it_was_noticed(call: Call) -> None:
