@@ -154,7 +154,7 @@ class Mine(ProcessorABC):
 
 def test_a_sentence_is_one_line_however_narrow_the_terminal(call: Call) -> None:
     name = "a" * 200 + "[x].root"
-    assert failure(call("run", "btag_ttbar", name)) .startswith(f"Error: There is no file {name}. ")
+    assert failure(call("run", "btag_ttbar", name)).startswith(f"Error: There is no file {name}. ")
 
 
 def test_an_error_of_another_library_says_how_to_see_more(call: Call, tmp_path: Path) -> None:

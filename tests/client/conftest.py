@@ -33,11 +33,13 @@ from sonic_parsl.protocol import (
     encode,
 )
 from sonic_parsl.server.runtimes import TritonOptions, remove_shared_memory, runtime
+from tests.client import onnx_files
 
 HOST = "127.0.0.1"
 MODELS = Path(__file__).parent.parent / "models"
 START_S = 60.0
 POLL_S = 0.02
+SERVED = ("identity", "timed", "broken", "linear")
 
 BROKEN = """
 import triton_python_backend_utils as pb_utils
@@ -45,6 +47,19 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     def execute(self, requests):
         raise ValueError("this model breaks on every input")
+"""
+
+HALF = f"""
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+WEIGHTS = np.array({onnx_files.WEIGHTS.tolist()}, np.float16)
+
+class TritonPythonModel:
+    def execute(self, requests):
+        rows = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        scores = [(x.astype(np.float16) @ WEIGHTS).astype(np.float32) for x in rows]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", y)]) for y in scores]
 """
 
 
@@ -94,13 +109,16 @@ class Server:
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model repository: identity, timed, and one that always fails."""
+    """A model repository: identity, timed, one that always fails, and one that counts in half precision."""
     folder = tmp_path_factory.mktemp("models") / "repository"
     shutil.copytree(MODELS, folder)
     config = (MODELS / "timed/config.pbtxt").read_text().replace('"timed"', '"broken"')
     (folder / "broken/1").mkdir(parents=True)
     (folder / "broken/config.pbtxt").write_text(config)
     (folder / "broken/1/model.py").write_text(BROKEN)
+    (folder / "linear/1").mkdir(parents=True)
+    (folder / "linear/config.pbtxt").write_text(f'backend: "python" max_batch_size: 64 {onnx_files.ROW}')
+    (folder / "linear/1/model.py").write_text(HALF)
     return folder
 
 
@@ -128,7 +146,7 @@ class Servers:
 
     def _launch(self) -> tuple[psutil.Popen, str]:
         port = free_port(HOST)
-        options = TritonOptions(self._repository, ("identity", "timed", "broken"), HOST, port, exit_timeout_s=5)
+        options = TritonOptions(self._repository, SERVED, HOST, port, exit_timeout_s=5)
         command = runtime("wheel").command(options)
         log = self._stack.enter_context((self._logs / f"{port}.log").open("wb"))
         process = psutil.Popen(command.argv, env=command.env, stdout=log, stderr=subprocess.STDOUT)
@@ -142,7 +160,7 @@ class Servers:
             assert process.poll() is None, "Triton ended at its start"
             assert time.monotonic() < deadline, "Triton did not start in time"
             await asyncio.sleep(POLL_S)
-        models = [m for name in ("identity", "timed", "broken") for m in await stub.served(name, timeout_s=5.0)]
+        models = [m for name in SERVED for m in await stub.served(name, timeout_s=5.0)]
         await stub.close()
         # Once it is killed, nobody can say which its stubs were.
         self._stubs += process.children(recursive=True)

@@ -34,7 +34,7 @@ def test_a_triton_tells_what_it_serves(pair: list[Server]) -> None:
             assert await stub.ready(5.0)
             assert await stub.model_ready("identity", "1", timeout_s=5.0)
             assert not await stub.model_ready("nope", timeout_s=5.0)
-            assert await stub.models(5.0) == ("broken", "identity", "timed")
+            assert await stub.models(5.0) == ("broken", "identity", "linear", "timed")
             (model,) = await stub.served("identity", timeout_s=5.0)
         assert (model.name, model.version, model.max_batch_size) == ("identity", "1", 1024)
         assert model.inputs == (TensorSpec("INPUT0", "FP32", (32,)),)

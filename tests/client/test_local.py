@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from tests.client.conftest import Registry, Server
 
 LOST = "no server was ready 5 s after it was asked for"
+FP16_EPSILON = 2.0**-11
+"""What rounding to half precision changes at most, relative: IEEE 754 binary16 has eleven significant bits."""
+FP16_ROUNDINGS = 6
+"""Of a sum of four products: features, weights, and what each of the additions rounds."""
 TRITON_ONLY = Path(__file__).parents[1] / "models"
 
 Open = Callable[..., Session]
@@ -193,6 +197,23 @@ def test_it_is_allowed_where_the_site_says_so(
     registry.show(lost=LOST)
     np.testing.assert_array_equal(call.result(60)["OUTPUT0"], x)
     assert call.ledger.record().numeric_kind == "fp32"
+
+
+def test_numbers_of_two_kinds_differ_by_no_more_than_the_coarser_may(
+    registry: Registry, pair: list[Server], models: Path, open_session: Open
+) -> None:
+    """The server computes in half precision, this process in single precision."""
+    registry.show(pair[0].entry(numeric_kind="fp16"))
+    session, x = open_session(onnx.fallback(models, mix_numerics=True)), features(10_000)
+    exact, magnitude = x @ onnx.WEIGHTS, np.abs(x) @ np.abs(onnx.WEIGHTS)
+    half = session.submit(session.served("linear"), {"x": x}, rows=len(x))
+    far = np.abs(half.result(60)["y"] - exact)
+    assert np.all(far <= FP16_ROUNDINGS * FP16_EPSILON * magnitude)
+    assert np.max(far) > 1e-4, "this server does not count in half precision"
+    registry.show(lost=LOST)
+    single = session.submit(session.served("linear"), {"x": x}, rows=len(x))
+    np.testing.assert_allclose(single.result(60)["y"], exact, rtol=1e-5, atol=1e-6)
+    assert [call.ledger.record().numeric_kind for call in (half, single)] == ["fp16", "fp32"]
 
 
 def test_another_model_of_the_same_name_is_refused(
