@@ -16,9 +16,11 @@ MARK = "SONIC_PARSL_TEST_RUN"
 """Environment variable that every process started by this test run inherits."""
 
 
-def mark_this_run() -> None:
-    """Let whatever is started from here on be recognised."""
+def mark_this_run(folder: Path | None = None) -> None:
+    """Let whatever is started from here on be recognised, also by what it writes into pytest's `folder`."""
+    global _folder  # noqa: PLW0603
     os.environ[MARK] = uuid.uuid4().hex
+    _folder = folder
     _there_before.update(left_files())
 
 
@@ -40,6 +42,7 @@ def our_processes(*words: str) -> list[psutil.Process]:
 
 
 TITLE = "HTEX interchange"
+_folder: Path | None = None
 
 
 def _is_ours(process: psutil.Process) -> bool:
@@ -50,7 +53,12 @@ def _is_titled_and_ours(process: psutil.Process) -> bool:
     """Judge a process that has set its title, which takes the place of its environment."""
     parent = process.parent()
     if parent is None or parent.pid == 1:
-        return process.create_time() > psutil.Process().create_time()
+        # Of another process of tests, which has its folder beside ours, it is not.
+        written = [Path(file.path) for file in process.open_files()]
+        others = _folder is not None and any(
+            _folder.parent in path.parents and _folder not in path.parents for path in written
+        )
+        return process.create_time() > psutil.Process().create_time() and not others
     return parent.pid == os.getpid() or _is_ours(parent)
 
 
