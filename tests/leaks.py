@@ -131,10 +131,22 @@ def wait_until(condition: Callable[[], object], timeout_s: float, what: Callable
 def assert_nothing_is_left(timeout_s: float = 20.0) -> None:
     """Wait until nothing of a pool or its workers is left.
 
-    What then is left is put away, so that one test fails for it and not all that follow.
+    Files and shared memory count if they are there when the processes have gone, and stay: another process of
+    tests has its own, which come and go. What then is left is put away, so that one test fails for it and not all
+    that follow.
     """
+    stay: set[Path] | None = None
+
+    def is_gone() -> bool:
+        nonlocal stay
+        if left_processes():
+            stay = None
+            return False
+        stay = left_files() if stay is None else stay & left_files()
+        return not stay
+
     try:
-        wait_until(lambda: not leftovers(), timeout_s, what=leftovers)
+        wait_until(is_gone, timeout_s, what=leftovers)
     except AssertionError:
         # Drivers first: they would start again what is killed.
         for process in [*our_processes("bin/sonic-parsl"), *left_processes()]:

@@ -35,12 +35,15 @@ class Diary:
         What was asked.
     refused
         Methods that the gateway refuses, which a test may change.
+    unknown
+        Methods that it does not have: of a server that is no Triton, those that are Triton's own.
     """
 
     certificates: list[tuple[str, ...]] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)
+    unknown: set[str] = field(default_factory=set)
 
 
 class Forward(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -63,6 +66,8 @@ class Forward(grpc.GenericRpcHandler):  # type: ignore[misc]
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this gateway wants its token")
             if self._diary.methods[-1] in self._diary.refused:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "this gateway has no room")
+            if self._diary.methods[-1] in self._diary.unknown:
+                await context.abort(grpc.StatusCode.UNIMPLEMENTED, "")
             try:
                 answered: bytes = await self._triton.unary_unary(method)(data)
             except grpc.aio.AioRpcError as error:

@@ -19,6 +19,7 @@ from sonic_parsl import kserve
 from sonic_parsl.client.session import Session
 from sonic_parsl.credentials import Credentials, Peer
 from sonic_parsl.errors import PoolLostError
+from sonic_parsl.executors.server_executor import ServerExecutor
 from sonic_parsl.pool.authority import CertificateAuthority
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.poolref import PoolRef, StaticServer
@@ -40,6 +41,8 @@ servers:
     static: [{url: "grpcs://%s", models: [btag], ca: ca.pem, token-env: GATE_TOKEN}]
 driver: {run-dir: %s}
 """
+TRITONS_OWN = {"RepositoryIndex", "ModelConfig", "ModelStatistics"}
+"""Not part of KServe's protocol, version 2."""
 FACILITY = CertificateAuthority("the facility")
 
 
@@ -94,6 +97,7 @@ def test_a_run_with_nothing_but_a_gateway_scores_right_and_its_model_is_unverifi
     with sonic.load_site(tmp_path / "site.yaml") as site:
         site.wait_ready(60)
         assert_scores_are_right(run(site.coffea_executor(status=False), Scores(), chunksize=200))
+        assert not [one for one in site.dfk.executors.values() if isinstance(one, ServerExecutor)]  # nothing to scale
         report = site.report()
         report.write(site.run_dir / "report.json")
         shown = [*(" ".join((*one.cmdline(), *one.environ().values())) for one in our_processes()), repr(site.pool.ref)]
@@ -169,6 +173,35 @@ def test_one_that_refuses_its_list_of_models_gets_no_new_work_until_it_answers_a
             assert len(call.result()) == 1
         finally:
             session.close()
+
+
+def test_one_that_is_no_triton_is_asked_by_what_every_kserve_server_has(facility: Facility, tmp_path: Path) -> None:
+    address, diary = facility.gateway(FACILITY.issue("localhost"), token=TOKEN, also_trusted=FACILITY.certificate)
+    diary.unknown |= TRITONS_OWN
+    with ServerPool(run_dir=tmp_path / "run", static=[static(address)]) as pool:
+        pool.wait_ready(1, timeout_s=30.0)
+        session = Session(pool.ref)
+        try:
+            model = session.served("btag", deadline_s=30.0)
+            triton = asyncio.run(described(facility.triton, "btag"))
+            assert (model.inputs, model.outputs) == (triton.inputs, triton.outputs)
+            assert ask(session, model) == 1
+            asked = diary.methods.count("RepositoryIndex")
+            wait_until(lambda: diary.methods.count("RepositoryIndex") > asked + 1, 30.0)  # and still takes work
+            assert ask(session, model) == 1
+        finally:
+            session.close()
+    assert set(diary.methods) >= {"ServerReady", "ModelMetadata", "ModelInfer", *(TRITONS_OWN - {"ModelStatistics"})}
+
+
+async def described(address: str, model: str) -> ServedModel:
+    """Return what a Triton says of a model."""
+    triton = kserve.KServe(Peer(address))
+    try:
+        (found,) = await triton.served(model, timeout_s=5.0)
+    finally:
+        await triton.close()
+    return found
 
 
 FAULTS: dict[str, tuple[dict[str, object], str]] = {
