@@ -35,6 +35,7 @@ class Rule:
 
 
 _UPDATE = "Check the model's inputs against its configuration."
+_MODEL = "Try these rows with the model alone: its own code failed on them, or the process it runs in did."
 _ACCESS = "Check the credentials that this server wants."
 
 STATUS: dict[str, Rule] = {
@@ -46,9 +47,9 @@ STATUS: dict[str, Rule] = {
     # A Triton that drains answers so while its port is still open; so does one where the model was unloaded.
     "NOT_FOUND": Rule("elsewhere", ModelNotFoundError, "does not have the model"),
     # A dead python stub, or a model that fails on this very input: one other server decides which it is.
-    "INTERNAL": Rule("once", ModelFailedError, "failed"),
-    "UNKNOWN": Rule("once", ModelFailedError, "failed in an unknown way"),
-    "DATA_LOSS": Rule("once", ModelFailedError, "lost data"),
+    "INTERNAL": Rule("once", ModelFailedError, "failed", _MODEL),
+    "UNKNOWN": Rule("once", ModelFailedError, "failed in an unknown way", _MODEL),
+    "DATA_LOSS": Rule("once", ModelFailedError, "lost data", _MODEL),
     "INVALID_ARGUMENT": Rule("never", RejectedError, "refuses the request", _UPDATE),
     "OUT_OF_RANGE": Rule("never", RejectedError, "refuses the request", _UPDATE),
     "FAILED_PRECONDITION": Rule("never", RejectedError, "refuses the request", _UPDATE),

@@ -14,6 +14,7 @@ from sonic_parsl.errors import (
     ConfigError,
     InferenceError,
     InputError,
+    ModelFailedError,
     ModelNotFoundError,
     ResponseError,
     SonicError,
@@ -220,8 +221,12 @@ OUTPUTS: list[tuple[str, Ask, type[SonicError], str]] = [
     (
         "a model that fails on the server",
         call("broken", ROWS, **AB),
-        InferenceError,
-        "…this model breaks on every input…(model broken version 1, server triton-0-…, request 1/1…)…",
+        ModelFailedError,
+        (
+            "The server failed: …ValueError: this model breaks on every input…. "
+            "(model broken version 1, server triton-0-…, request 1/1) "
+            "Try these rows with the model alone: its own code failed on them, or the process it runs in did."
+        ),
     ),
 ]
 

@@ -65,7 +65,7 @@ CASES: list[tuple[str, Spoil, str]] = [
     (
         "a configuration that is none",
         lambda models: (models / "btag" / "config.pbtxt").write_text("{"),
-        "…config.pbtxt…",
+        "btag/config.pbtxt, line 1, cannot be parsed (…); correct it as Triton's ModelConfig asks.",
     ),
     (
         "another name",

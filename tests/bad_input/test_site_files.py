@@ -163,11 +163,6 @@ HERE: list[tuple[str, str, str]] = [
         "There is no tritonserver-25 here. Load the site's module for it, or use the apptainer or wheel runtime.",
     ),
     (
-        "an image that is not there",
-        "servers: {a: {runtime: apptainer, image: gone.sif}}",
-        "…apptainer…",
-    ),
-    (
         "an address of another machine",
         SERVERS + "driver: {address: 192.0.2.1}",
         (
@@ -185,6 +180,26 @@ def test_what_is_not_here_stops_a_run_before_parsl_starts(
     assert_says(run_at(call, tmp_path, content.encode()), sentence.replace("{folder}", str(tmp_path)))
     with pytest.raises(SonicError):
         sonic.load_site("bad.yaml")
+
+
+IMAGE = "servers: {a: {runtime: apptainer, image: gone.sif}}"
+
+
+def test_without_apptainer_it_is_missed(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run_at(call, tmp_path, IMAGE.encode()) == (
+        "There is no apptainer here. Ask the site for it, load its module, or use the wheel runtime."
+    )
+
+
+def test_an_image_that_is_not_there_is_named(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "apptainer").write_text("#!/bin/sh\n")
+    (tmp_path / "apptainer").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run_at(call, tmp_path, IMAGE.encode()) == (
+        "The image gone.sif is not there. Make it with `apptainer pull gone.sif "
+        "docker://nvcr.io/nvidia/tritonserver:24.10-py3`, on a disk that the server's node sees."
+    )
 
 
 def test_ports_that_others_use_are_counted_and_so_are_those_a_run_needs(call: Call, tmp_path: Path) -> None:
