@@ -14,10 +14,11 @@ from sonic_parsl.errors import ConfigError, SonicError
 from sonic_parsl.executors.dialects import DIALECTS
 from sonic_parsl.executors.probe import probe
 from sonic_parsl.executors.rehearsal import objections, silence
+from sonic_parsl.executors.static_check import ask_static
 from sonic_parsl.ports import is_loopback
 from sonic_parsl.repository import check
 from sonic_parsl.server.runtimes import runtime
-from sonic_parsl.site import Job, SiteFile
+from sonic_parsl.site import Job, ServerGroup, SiteFile
 from sonic_parsl.workflows import samples
 
 COMMANDS = {"slurm": "sbatch", "htcondor": "condor_submit", "gridengine": "qsub", "pbspro": "qsub", "lsf": "bsub"}
@@ -50,7 +51,7 @@ def examine(site_name: str, *, with_probe: bool = False) -> list[Finding]:
         Finding(ok=True, text=f"site file {path}"),
         *_driver(settings),
         *_schedulers(settings),
-        *(finding for label in settings.servers for finding in _group(label, settings)),
+        *(finding for label, group in settings.servers.items() for finding in _group(label, group, settings)),
         *_samples(),
     ]
     return [*findings, *(Finding(ok, text) for ok, text in probe(settings))] if with_probe else findings
@@ -107,8 +108,10 @@ def _scheduler(name: str) -> Finding:
     return Finding(ok=True, text=f"provider {name}: {command} is {shutil.which(command)}, and it answers")
 
 
-def _group(label: str, settings: SiteFile) -> Iterator[Finding]:
-    group = settings.servers[label]
+def _group(label: str, group: ServerGroup, settings: SiteFile) -> Iterator[Finding]:
+    if group.static:
+        yield from (Finding(ok, text) for ok, text in ask_static(label, group))
+        return
     gpu = settings.device(group.device).family == "gpu"
     engine = runtime(group.runtime, image=group.image, binary=group.binary, gpu=gpu)
     backends = None
