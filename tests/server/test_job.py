@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from sonic_parsl.server.job import ends_at, job_id
@@ -22,6 +24,28 @@ from sonic_parsl.server.job import ends_at, job_id
 )
 def test_a_job_has_the_id_its_batch_system_gave_it(environ: dict[str, str], expected: str) -> None:
     assert job_id(environ) == expected
+
+
+AD = """Args = ""
+ClusterId = 118
+DAGManJobId = 5
+MyType = "Job"
+ProcId = 3
+RequestCpus = 2
+"""
+"""Lines of the file that HTCondor puts beside a job."""
+
+
+def test_htcondor_says_it_in_a_file_beside_the_job(tmp_path: Path) -> None:
+    ad = tmp_path / ".job.ad"
+    environ = {"_CONDOR_JOB_AD": str(ad), "JOBNAME": "parsl.cpu.block-0"}
+    ad.write_text(AD)
+    assert job_id(environ) == "118.3"
+    assert job_id({**environ, "SLURM_JOB_ID": "4711"}) == "4711"
+    ad.write_text(AD.replace("ProcId", "PrevProcId"))
+    assert job_id(environ) == "parsl.cpu.block-0"
+    ad.unlink()
+    assert job_id(environ) == "parsl.cpu.block-0"
 
 
 def test_slurm_says_when_the_job_ends_and_is_believed_before_the_request() -> None:
