@@ -281,6 +281,8 @@ def test_an_image_is_run_by_apptainer(
     binary = program(tmp_path, name)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    monkeypatch.setenv("FPGA_VISIBLE_DEVICES", "1,3")
+    monkeypatch.delenv("IPU_VISIBLE_DEVICES", raising=False)
     image = ApptainerRuntime("docker://nvcr.io/nvidia/tritonserver:24.10-py3", gpu=gpu)
     assert image.problems() == []
     assert image.backends() is None
@@ -298,7 +300,9 @@ def test_an_image_is_run_by_apptainer(
         "--model-repository=/models",
         *FLAGS,
     )
-    assert command.env[f"{name.upper()}ENV_CUDA_VISIBLE_DEVICES"] == ("2" if gpu else "")
+    inside = {key.removeprefix(f"{name.upper()}ENV_"): value for key, value in command.env.items() if "ENV_" in key}
+    devices = {key: value for key, value in inside.items() if key.endswith("_VISIBLE_DEVICES")}
+    assert devices == {"CUDA_VISIBLE_DEVICES": "2" if gpu else "", "FPGA_VISIBLE_DEVICES": "1,3"}
 
 
 def test_what_apptainer_lacks_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

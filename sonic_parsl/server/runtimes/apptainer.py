@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sonic_parsl.devices import NUMBERED_BY
 from sonic_parsl.errors import ConfigError, RuntimeMissingError
 from sonic_parsl.server.runtimes.command import Command, TritonOptions, triton_flags
 
@@ -76,8 +77,9 @@ class ApptainerRuntime:
 
     def _inside(self, program: str) -> dict[str, str]:
         """Return the variables by which apptainer sets those inside, which ``--cleanenv`` empties."""
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") if self.gpu else ""
-        inside = {"PYTHONNOUSERSITE": "1", "CUDA_VISIBLE_DEVICES": visible}
+        numbers = {variable: os.environ.get(variable) for variable in NUMBERED_BY.values() if variable}
+        hidden = {} if self.gpu else {NUMBERED_BY["gpu"]: ""}
+        inside = {**numbers, **hidden, "PYTHONNOUSERSITE": "1"}
         return {f"{program}ENV_{key}": value for key, value in inside.items() if value is not None}
 
 
