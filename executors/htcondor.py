@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from parsl.jobs.states import JobState, JobStatus
 from parsl.providers import CondorProvider
 from typing_extensions import override
+
+from sonic_parsl.errors import ConfigError
 
 STATES = {
     "1": JobState.PENDING,
@@ -19,6 +22,11 @@ STATES = {
 }
 """``JobStatus`` of HTCondor; 5, held, needs more than a word."""
 HELD = "5"
+
+DURATION = re.compile(
+    r"^[ \t]*(?:allowed_job_duration|(?:\+|MY\.)MaxRuntime)[ \t]*=[ \t]*(.*?)[ \t]*$", re.IGNORECASE | re.MULTILINE
+)
+"""Lines of a submit file that end jobs: HTCondor's own, and that of sites whose policy goes by it."""
 
 SETTINGS = """
 leave_in_queue = False
@@ -44,10 +52,23 @@ class HTCondorProvider(CondorProvider):  # type: ignore[misc]
     worker_init: str
     scheduler_options: str
 
-    @property
-    def limits_duration(self) -> bool:
-        """Whether HTCondor ends its jobs at their walltime."""
-        return "allowed_job_duration" in self.scheduler_options.lower()
+    def duration_s(self) -> float | None:
+        """Return after how many seconds HTCondor ends these jobs, as their submit file says; None where it does not.
+
+        Raises
+        ------
+        ConfigError
+            It says several numbers, or something else.
+        """
+        said = sorted(set(DURATION.findall(self.scheduler_options)))
+        if not said:
+            return None
+        if len(said) > 1 or not said[0].isdigit():
+            raise ConfigError(
+                f"How long HTCondor's jobs are is given as {' and '.join(map(repr, said))}, which is not one number of seconds.",
+                hint="Say it once: `walltime: HH:MM:SS`, or allowed_job_duration or +MaxRuntime in `request`.",
+            )
+        return float(said[0])
 
     @override
     def submit(self, command: str, tasks_per_node: int, job_name: str = "parsl.condor") -> Any:

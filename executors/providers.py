@@ -32,7 +32,7 @@ def make_provider(job: Job, *, count: Count, more_init: str = "") -> ExecutionPr
     Raises
     ------
     ConfigError
-        The provider has no such word or option.
+        The provider has no such word or option, or the length of its jobs is said in several ways.
     """
     dialect = DIALECTS[job.provider]
     options = {name.replace("-", "_"): value for name, value in job.options.items()}
@@ -48,14 +48,17 @@ def make_provider(job: Job, *, count: Count, more_init: str = "") -> ExecutionPr
     for said in (*_words(job, dialect), options):
         lines = [text for text in (arguments.get(LINES), said.get(LINES)) if text]
         arguments |= {**said, **({LINES: "\n".join(lines)} if lines else {})}
-    return dialect.provider(**arguments)
+    provider = dialect.provider(**arguments)
+    if isinstance(provider, HTCondorProvider):
+        provider.duration_s()  # of several, which one is meant?
+    return provider
 
 
 def walltime_of(provider: ExecutionProvider) -> float | None:
     """Return how long a provider's jobs are, in seconds; None where it does not say."""
+    if isinstance(provider, HTCondorProvider):
+        return provider.duration_s()  # HTCondor never hears of Parsl's own walltime
     walltime = getattr(provider, "walltime", None)
-    if isinstance(provider, HTCondorProvider) and not provider.limits_duration:
-        return None  # Parsl's default, which HTCondor never hears of
     return None if walltime is None else float(str(seconds(walltime)))
 
 

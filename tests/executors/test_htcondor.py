@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from parsl.jobs.states import JobState, JobStatus
 
+from sonic_parsl.errors import ConfigError
 from sonic_parsl.executors.htcondor import HTCondorProvider
 from sonic_parsl.executors.providers import make_provider, walltime_of
 from sonic_parsl.site import Count, Job
@@ -80,7 +82,36 @@ def test_the_submit_file_lets_jobs_leave_the_queue_and_the_sites_words_win(
     assert values["transfer_output_files"] == '""'
 
 
+def condor(**words: Any) -> HTCondorProvider:
+    made = make_provider(Job.model_validate({"provider": "htcondor", **words}), count=Count())
+    assert isinstance(made, HTCondorProvider)
+    return made
+
+
 def test_a_job_has_a_walltime_only_where_htcondor_was_told_of_one() -> None:
-    assert walltime_of(make_provider(Job(provider="htcondor"), count=Count())) is None
-    job = Job.model_validate({"provider": "htcondor", "walltime": "02:00:00"})
-    assert walltime_of(make_provider(job, count=Count())) == 7200
+    assert walltime_of(condor()) is None
+    assert walltime_of(condor(options={"walltime": "02:00:00"})) is None
+    assert walltime_of(condor(walltime="02:00:00")) == 7200
+
+
+@pytest.mark.parametrize(
+    "line", ["allowed_job_duration = 7200", "Allowed_Job_Duration=7200 ", "+MaxRuntime = 7200", "MY.MaxRuntime = 7200"]
+)
+def test_a_request_that_ends_jobs_is_their_walltime(line: str) -> None:
+    assert walltime_of(condor(request=["request_cpus = 2", line, "request_memory = 1 GB"])) == 7200
+    assert walltime_of(condor(options={"scheduler-options": line})) == 7200
+    assert walltime_of(condor(request=line, walltime="02:00:00")) == 7200
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"request": ["allowed_job_duration = 7200", "+MaxRuntime = 3600"]},
+        {"request": "+MaxRuntime = 3600", "walltime": "02:00:00"},
+        {"request": "+MaxRuntime = 2 * 3600"},
+        {"request": "allowed_job_duration ="},
+    ],
+)
+def test_jobs_of_no_one_length_are_refused(words: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"not one number of seconds\. Say it once: `walltime: HH:MM:SS`"):
+        condor(**words)
