@@ -7,10 +7,11 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+from parsl.launchers.base import Launcher
 from parsl.providers.base import ExecutionProvider
 
 from sonic_parsl.errors import ConfigError
-from sonic_parsl.executors.dialects import DIALECTS, LINES, Dialect
+from sonic_parsl.executors.dialects import DIALECTS, LAUNCHERS, LINES, Dialect
 from sonic_parsl.executors.htcondor import HTCondorProvider
 from sonic_parsl.site import WORDS, Count, Job
 from sonic_parsl.walltime import seconds
@@ -96,3 +97,10 @@ def _check_options(name: str, cls: type[ExecutionProvider], options: dict[str, A
                 f"Provider {name} has no option '{option}'.",
                 hint=f"Did you mean '{close[0]}'?" if close else f"It has {', '.join(known)}.",
             )
+    launcher = options.get("launcher")
+    if "launcher" in options and not isinstance(launcher, Launcher):  # one of Parsl's objects, which no file can hold
+        words = " or ".join(f"`launcher: {word}`" for word in LAUNCHERS)
+        raise ConfigError(
+            f"Options of provider {name} cannot name the launcher {launcher!r}.",
+            hint=f"On Slurm say {words} outside of options; elsewhere leave it out.",
+        )

@@ -122,3 +122,15 @@ def test_an_unknown_option_is_refused_with_the_nearest_right_one() -> None:
 def test_an_option_like_no_other_is_answered_with_all_there_are() -> None:
     with pytest.raises(ConfigError, match=r"Provider local has no option 'zzz'\. It has nodes_per_block, launcher, "):
         make_provider(Job(options={"zzz": "1"}), count=Count())
+
+
+@pytest.mark.parametrize("name", ["slurm", "gridengine"])
+def test_a_launcher_under_options_is_refused_with_the_words_for_it(name: Provider) -> None:
+    hint = r"On Slurm say `launcher: single-node` or `launcher: srun` outside of options; elsewhere leave it out\."
+    with pytest.raises(ConfigError, match=rf"provider {name} cannot name the launcher 'SrunLauncher\(\)'\. {hint}"):
+        make_provider(Job(provider=name, options={"launcher": "SrunLauncher()"}), count=Count())
+
+
+def test_code_may_give_parsls_own_launcher() -> None:
+    launcher = SrunLauncher(overrides="--mpi=none")
+    assert make_provider(Job(provider="slurm", options={"launcher": launcher}), count=Count()).launcher is launcher
