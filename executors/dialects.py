@@ -40,6 +40,8 @@ class Dialect:
         Words of :class:`sonic_parsl.site.Job` that it knows.
     defaults
         Arguments that Parsl's provider should have where the site file does not say otherwise.
+    init
+        Shell line before the site's own ``worker-init``.
     cancel
         Command that cancels jobs, by their ids; None where no job outlives its driver.
     why_waiting
@@ -59,6 +61,7 @@ class Dialect:
     provider: type[ExecutionProvider]
     words: Mapping[str, Word]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    init: str = ""
     cancel: str | None = None
     why_waiting: tuple[str, ...] = ()
     reason: re.Pattern[str] = re.compile(r"(.*)", re.DOTALL)
@@ -97,6 +100,10 @@ def _nodes_by_srun(nodes: int) -> dict[str, Any]:
     return {"nodes_per_block": nodes, **(_launcher("srun") if nodes > 1 else {})}
 
 
+CPUS_FOR_SRUN = '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
+"""Since Slurm 22.05 srun does not take over a job's --cpus-per-task: each of its processes would have one core."""
+
+
 DIALECTS: dict[str, Dialect] = {
     "local": Dialect(
         LocalProvider,
@@ -116,6 +123,7 @@ DIALECTS: dict[str, Dialect] = {
             "launcher": _launcher,
         },
         defaults={"exclusive": False},  # a server takes a device, not the node
+        init=CPUS_FOR_SRUN,
         cancel="scancel",
         why_waiting=("squeue", "--noheader", "--format=%T, %r", "--job"),
         answers=("sinfo", "--noheader"),

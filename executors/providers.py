@@ -38,7 +38,7 @@ def make_provider(job: Job, *, count: Count, more_init: str = "") -> ExecutionPr
     dialect = DIALECTS[job.provider]
     options = {name.replace("-", "_"): value for name, value in job.options.items()}
     _check_options(job.provider, dialect.provider, options)
-    init = "\n".join(text for text in (job.worker_init, more_init) if text)
+    init = "\n".join(text for text in (dialect.init, job.worker_init, more_init) if text)
     arguments = {
         **dialect.defaults,
         "init_blocks": count.min,

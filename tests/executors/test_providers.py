@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import Any
 
 import pytest
@@ -95,6 +96,14 @@ def test_lines_under_options_stand_beside_a_request() -> None:
 def test_several_nodes_are_started_on_by_srun(words: dict[str, Any], launcher: type) -> None:
     provider = make_provider(Job.model_validate({"provider": "slurm", **words}), count=Count())
     assert type(provider.launcher) is launcher
+
+
+@pytest.mark.parametrize(("environ", "heard"), [({"SLURM_CPUS_PER_TASK": "8"}, "8"), ({}, "none")])
+def test_srun_gives_a_process_the_cores_that_its_job_asked_for(environ: dict[str, str], heard: str) -> None:
+    provider = make_provider(Job(provider="slurm", nodes=2), count=Count())
+    script = f"set -eu\n{provider.worker_init}\nsh -c 'echo ${{SRUN_CPUS_PER_TASK:-none}}'"
+    said = subprocess.run(["bash", "-c", script], env=environ, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == [heard]
 
 
 def test_a_server_of_one_device_does_not_take_the_node_unless_it_should() -> None:
