@@ -9,16 +9,11 @@ from typing import Any
 
 from parsl.jobs.states import JobState
 from parsl.launchers import SingleNodeLauncher, SrunLauncher
-from parsl.providers import (
-    GridEngineProvider,
-    LocalProvider,
-    LSFProvider,
-    PBSProProvider,
-    SlurmProvider,
-)
+from parsl.providers import LocalProvider, LSFProvider, PBSProProvider, SlurmProvider
 from parsl.providers.base import ExecutionProvider
 from parsl.providers.grid_engine import grid_engine
 
+from sonic_parsl.executors.gridengine import GridEngineProvider
 from sonic_parsl.executors.htcondor import HTCondorProvider
 from sonic_parsl.walltime import clock
 
