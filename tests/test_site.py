@@ -45,6 +45,11 @@ def test_every_packaged_site_file_reads(path: Path) -> None:
     assert all(settings.device(group.device).kind == group.device for group in settings.servers.values())
 
 
+@pytest.mark.parametrize("name", ["slurm", "gridengine", "htcondor"])
+def test_five_lines_of_a_clusters_site_file_are_marked_as_those_to_edit(name: str) -> None:
+    assert find(name).read_text().count("# EDIT") == 5  # README.md says so
+
+
 def test_the_local_site_has_two_servers_on_this_machine() -> None:
     settings = read(find("local"))
     (group,) = settings.servers.values()
