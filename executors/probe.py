@@ -92,16 +92,11 @@ def probe(settings: SiteFile) -> list[Answer]:
     folder.mkdir(mode=0o700, parents=True)
     undertaker = Undertaker()
     try:
-        trials = [_prepare(name, job, folder, undertaker) for name, job in _jobs(settings)]
+        trials = [_prepare(name, job, folder, undertaker) for name, job in settings.jobs().items()]
         return asyncio.run(_run(settings, trials))
     finally:
         undertaker.close()
         shutil.rmtree(folder, ignore_errors=True)  # a job that is just being cancelled may still write
-
-
-def _jobs(settings: SiteFile) -> Iterator[tuple[str, Job]]:
-    yield WORKERS, settings.workers
-    yield from ((f"servers {label}", group) for label, group in settings.servers.items() if not group.static)
 
 
 def _prepare(name: str, job: Job, root: Path, undertaker: Undertaker) -> Trial:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import shutil
 import sys
@@ -21,6 +20,7 @@ from typing_extensions import Self, override
 from sonic_parsl import repository
 from sonic_parsl import site as site_file
 from sonic_parsl.errors import ConfigError, DataError, PoolLostError, SonicError
+from sonic_parsl.executors.address_check import warn_of_loopback
 from sonic_parsl.executors.carried import equip_workers
 from sonic_parsl.executors.checkpointer import Checkpointer, model_digests
 from sonic_parsl.executors.coffea_executor import CoffeaExecutor
@@ -41,8 +41,6 @@ from sonic_parsl.ports import is_loopback
 from sonic_parsl.protocol import ServerTable
 from sonic_parsl.report import Report, RunLog
 from sonic_parsl.site import ServerGroup, SiteFile
-
-logger = logging.getLogger(__name__)
 
 STRATEGY_PERIOD_S = 1
 """How often the pool looks at its servers; the batch system is asked less often, as its provider says."""
@@ -112,6 +110,7 @@ class Site:
             Something is wrong with the site; nothing is left running.
         """
         _check_parsl_is_free()
+        warn_of_loopback(self.settings)
         atexit.register(self.close)
         try:
             self._keeper.open()

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import psutil
-
 from sonic_parsl import site as site_file
 from sonic_parsl.errors import ConfigError, SonicError
+from sonic_parsl.executors.address_check import loopback_problem
 from sonic_parsl.executors.dialects import DIALECTS
 from sonic_parsl.executors.probe import probe
 from sonic_parsl.executors.rehearsal import objections, silence
 from sonic_parsl.executors.static_check import ask_static
-from sonic_parsl.ports import is_loopback
 from sonic_parsl.repository import check
 from sonic_parsl.server.runtimes import runtime
 from sonic_parsl.site import Job, ServerGroup, SiteFile
@@ -57,35 +54,24 @@ def examine(site_name: str, *, with_probe: bool = False) -> list[Finding]:
     return [*findings, *(Finding(ok, text) for ok, text in probe(settings))] if with_probe else findings
 
 
-def _jobs(settings: SiteFile) -> Iterator[tuple[str, Job]]:
-    yield "workers", settings.workers
-    yield from ((f"servers {label}", group) for label, group in settings.servers.items() if not group.static)
-
-
 def _driver(settings: SiteFile) -> Iterator[Finding]:
     try:
         address = settings.driver.ipv4
     except ConfigError as error:
         yield Finding(ok=False, text=f"driver: {error}")
         return
-    batch = sorted({job.provider for _, job in _jobs(settings)} - {"local"})
-    if not batch or not is_loopback(address):
-        yield Finding(ok=True, text=f"driver: address {address}")
-        return
-    nets = [net.address for nets in psutil.net_if_addrs().values() for net in nets if net.family == socket.AF_INET]
-    known = [own for own in nets if not is_loopback(own)]
-    hint = f"Set `driver: {{address: ...}}` to one of {', '.join(known) or 'its others; it has none now'}."
-    yield Finding(ok=False, text=f"driver: nodes of {', '.join(batch)} cannot reach this machine at {address}. {hint}")
+    problem = loopback_problem(settings)
+    yield Finding(ok=problem is None, text=problem or f"driver: address {address}")
 
 
 def _schedulers(settings: SiteFile) -> Iterator[Finding]:
     answering = set()
-    for name in sorted({job.provider for _, job in _jobs(settings)}):
+    for name in sorted({job.provider for job in settings.jobs().values()}):
         finding = _scheduler(name)
         yield finding
         if finding.ok:
             answering.add(name)
-    for label, job in _jobs(settings):
+    for label, job in settings.jobs().items():
         if job.provider in answering:
             yield from _job(label, job)
 

@@ -272,6 +272,11 @@ class SiteFile(Section):
             for number, endpoint in enumerate(group.static)
         ]
 
+    def jobs(self) -> dict[str, Job]:
+        """Return what jobs are asked for, by ``workers`` and ``servers <group>``; servers of others have none."""
+        groups = {f"servers {label}": group for label, group in self.servers.items() if not group.static}
+        return {"workers": self.workers, **groups}
+
     def device(self, kind: str) -> Device:
         """Return the record of a kind of device."""
         if kind in self.devices:
