@@ -110,7 +110,6 @@ class Site:
             Something is wrong with the site; nothing is left running.
         """
         _check_parsl_is_free()
-        warn_of_loopback(self.settings)
         atexit.register(self.close)
         try:
             self._keeper.open()
@@ -183,6 +182,7 @@ class Site:
         put_own_bin_on_path()
         check_ports(self.settings)
         config = self._config()
+        warn_of_loopback(self.settings)
         for executor in config.executors:
             if isinstance(executor, ServerExecutor):
                 executor.check()  # a Parsl that fails half-way in its start cannot be cleaned up
