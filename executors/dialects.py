@@ -189,4 +189,9 @@ grid_engine.translate_table.update(t=JobState.RUNNING, rt=JobState.RUNNING, rr=J
 
 def dialect_of(provider: ExecutionProvider | None) -> Dialect | None:
     """Return how a provider's batch system speaks; None for one that is not in the table."""
-    return next((one for one in DIALECTS.values() if isinstance(provider, one.provider)), None)
+    return next((one for one in DIALECTS.values() if _is_of(provider, one.provider)), None)
+
+
+def _is_of(provider: ExecutionProvider | None, ours: type[ExecutionProvider]) -> bool:
+    """Return whether a provider is ours, or Parsl's own that ours is made of: that of a user's own configuration."""
+    return isinstance(provider, ours) or issubclass(ours, type(provider))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from parsl.jobs.states import JobState, JobStatus
+from parsl.providers import CondorProvider, GridEngineProvider
 
 from sonic_parsl.executors.dialects import DIALECTS, dialect_of
 from sonic_parsl.executors.providers import make_provider
@@ -76,3 +77,12 @@ def test_one_that_does_not_answer_is_said_to_be_silent(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", DIALECTS)
 def test_a_provider_is_known_by_its_batch_system(name: str) -> None:
     assert dialect_of(make_provider(Job.model_validate({"provider": name}), count=Count())) is DIALECTS[name]
+
+
+@pytest.mark.parametrize(("name", "provider"), [("gridengine", GridEngineProvider), ("htcondor", CondorProvider)])
+def test_parsls_own_provider_of_a_batch_system_is_known_too(name: str, provider: type) -> None:
+    assert dialect_of(provider()) is DIALECTS[name]
+
+
+def test_who_has_no_batch_system_has_no_dialect() -> None:
+    assert dialect_of(None) is None
