@@ -15,6 +15,7 @@ from typing import Any
 import parsl
 from parsl.config import Config
 from parsl.dataflow.dflow import DataFlowKernel
+from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
 from typing_extensions import Self, override
 
 from sonic_parsl import repository
@@ -45,6 +46,10 @@ from sonic_parsl.site import ServerGroup, SiteFile
 STRATEGY_PERIOD_S = 1
 """How often the pool looks at its servers; the batch system is asked less often, as its provider says."""
 PACKAGED = site_file.packaged_models()
+RETRIES = 2
+LOST_COST = 0.15
+"""Of those, what a lost worker costs: a chunk survives 13. An opportunistic pool takes workers away again and again, which
+says nothing of the chunk; there is a bound still, for a chunk may end its worker itself, as one too large for memory does."""
 MORE_SERVERS_S = 10.0
 """Once a server is ready, the others of the minimum are waited for so long before work starts."""
 
@@ -222,7 +227,7 @@ class Site:
             executors=[*self._worker_executors(), *self._server_executors()],
             run_dir=str(self.run_dir / "parsl"),
             strategy_period=STRATEGY_PERIOD_S,
-            retries=2,
+            retries=RETRIES,
             retry_handler=_retry_cost,
             usage_tracking=0,
         )
@@ -358,7 +363,9 @@ def _check_parsl_is_free() -> None:
 
 
 def _retry_cost(error: Exception, _: Any) -> float:
-    """Parsl tries a chunk again when its worker died or could not read; other errors of ours were tried enough."""
+    """Parsl tries a chunk again when its worker was lost or could not read; other errors of ours were tried enough."""
+    if isinstance(error, (WorkerLost, ManagerLost)):
+        return LOST_COST
     return 100.0 if isinstance(error, SonicError) and not isinstance(error, DataError) else 1.0
 
 

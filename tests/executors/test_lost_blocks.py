@@ -1,4 +1,4 @@
-"""Which failures of workers' jobs end a run."""
+"""Which failures of workers and of their jobs end a run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
 from parsl.jobs.states import JobState, JobStatus
 
+from sonic_parsl.errors import DataError, PoolLostError
 from sonic_parsl.executors.lost_blocks import LostBlocks
+from sonic_parsl.executors.site import RETRIES, _retry_cost
 
 
 class Executor:
@@ -60,3 +63,16 @@ def test_three_in_a_row_that_never_connect_are_the_end(executor: Executor) -> No
     assert not executor.given_up
     judge(executor, failed(8))
     assert executor.given_up
+
+
+@pytest.mark.parametrize("error", [WorkerLost(1, "node"), ManagerLost(b"pool", "node")])
+def test_a_chunk_may_lose_its_worker_more_than_ten_times_but_not_for_ever(error: Exception) -> None:
+    assert 10 * _retry_cost(error, None) < RETRIES < 20 * _retry_cost(error, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [(DataError("the file cannot be had"), 2), (ValueError("it breaks"), 2), (PoolLostError("gone"), 0)],
+)
+def test_a_chunk_that_fails_is_tried_again_where_that_may_help(error: Exception, again: int) -> None:
+    assert RETRIES // _retry_cost(error, None) == again
