@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import parsl
 
@@ -32,15 +32,17 @@ from tests.server.conftest import running_triton
 
 STEADY = Timed("steady", 20.0, instances=4)
 LEASE_S = 6.0
+REQUEUE, CANCEL = "low", "scavenge"
+"""Groups of a server each, named by their partitions: what becomes there of a job whose node is taken."""
 # All of a node's devices, so that each server has a node of its own, which a job of higher priority may take.
 GROUP: dict[str, Any] = {
     "provider": "slurm",
-    "partition": "low",
     "request": "--gres=gpu:2",
     "device": "a100",
     "serve": [STEADY.name],
     "lease": LEASE_S,
 }
+TAKEN = ("scancel", "preemption, requeued", "preemption, cancelled", "power cut")
 LOADED_S = 12.0
 """How long the load runs around what happens to a server: that is after a third of it."""
 
@@ -52,14 +54,15 @@ def cluster_and_site() -> Iterator[tuple[Slurm, Path]]:
         folder = Path(name)
         STEADY.write(folder / "models")
         workers = {"provider": "slurm", "partition": "cpu", "workers-per-node": 1}
-        yield cluster, write_site(folder, workers, {"gpu": {**GROUP, "models": str(folder / "models"), "count": 2}})
+        group = {**GROUP, "models": str(folder / "models")}
+        yield cluster, write_site(folder, workers, {name: {**group, "partition": name} for name in (REQUEUE, CANCEL)})
 
 
 # To come --------------------------------------------------------------------------
 
 
-def to_first_chunk(site_file: Path, ready: list[float]) -> float:
-    """Return the time from ``load_site`` to the first chunk that a worker's job scored, in s.
+def to_first_rows(site_file: Path, ready: list[float]) -> float:
+    """Return the time from ``load_site`` to the first rows that a worker's job scored, in s.
 
     The time to the first ready server is added to `ready`.
     """
@@ -72,7 +75,7 @@ def to_first_chunk(site_file: Path, ready: list[float]) -> float:
 
 
 def score_on_worker(model: str) -> None:
-    """Score rows, as a chunk has them."""
+    """Score rows on a worker, whose first call it is."""
     import numpy as np
 
     from sonic_parsl.client.sessions import session
@@ -107,16 +110,44 @@ def load_on_worker(seconds: float, model: str) -> Kept:
     return keep_up(seconds, model)
 
 
-def under_load(site: Site, happens: Callable[[ServerInfo], object] | None = None) -> Kept:
-    """Return how the calls of a steady load fare while something happens to one of two servers, or nothing."""
-    victim = site.pool.wait_ready(2, timeout_s=READY_S).ready[0].info
+class Gone(NamedTuple):
+    """What it costs that a server goes.
+
+    Attributes
+    ----------
+    kept
+        How the calls of a steady load fared.
+    whole_s
+        When the pool had as many ready servers again, in s after it happened.
+    """
+
+    kept: Kept
+    whole_s: float
+
+
+def calm(site: Site) -> Kept:
+    """Return how the calls of a steady load fare while nothing happens."""
+    site.pool.wait_ready(2, timeout_s=READY_S)
+    kept: Kept = parsl.python_app(load_on_worker, executors=[WORKERS])(LOADED_S, STEADY.name).result()
+    return kept
+
+
+def under_load(site: Site, happens: Callable[[ServerInfo], object], group: str = REQUEUE) -> Gone:
+    """Return how a steady load and the pool fare when something happens to the server of a group, which ends it."""
+    ready = site.pool.wait_ready(2, timeout_s=READY_S).ready
+    victim = next(entry.info for entry in ready if entry.info.group == group)
     call = parsl.python_app(load_on_worker, executors=[WORKERS])(LOADED_S, STEADY.name)
     time.sleep(LOADED_S / 3)
-    if happens is not None:
-        happens(victim)
-        wait_until(lambda: victim.id not in {entry.info.id for entry in site.pool.table.servers}, READY_S)
-    kept: Kept = call.result()
-    return kept
+    start = time.monotonic()
+    happens(victim)
+    wait_until(lambda: is_gone(site, victim) and len(site.pool.table.ready) == len(ready), READY_S)
+    whole_s = time.monotonic() - start
+    return Gone(call.result(), whole_s)
+
+
+def is_gone(site: Site, server: ServerInfo) -> bool:
+    """Return whether a server has left the table."""
+    return server.id not in {entry.info.id for entry in site.pool.table.servers}
 
 
 def drain(site: Site, victim: ServerInfo) -> None:
@@ -130,22 +161,18 @@ def cancel(victim: ServerInfo) -> None:
     command("scancel", victim.job_id)
 
 
-def preempt(victim: ServerInfo) -> None:
-    """Let a job of higher priority take its node; it is put back into the queue."""
-    ask = ["--partition=gpu", f"--nodelist={node_of(victim)}", f"--cpus-per-task={CPUS}", "--output=/dev/null"]
+def preempt(cluster: Slurm, victim: ServerInfo) -> None:
+    """Let a job of higher priority take its node for three seconds."""
+    node = cluster.node_of(victim.job_id)
+    ask = ["--partition=gpu", f"--nodelist={node}", f"--cpus-per-task={CPUS}", "--output=/dev/null"]
     command("sbatch", *ask, "--wrap", "sleep 3")
 
 
-def power_cut(cluster: Slurm, victim: ServerInfo) -> None:
-    """Cut its node's power, and switch it on again."""
-    node = node_of(victim)
-    cluster.kill_node(node)
-    cluster.start_node(node)
-
-
-def node_of(server: ServerInfo) -> str:
-    """Return what Slurm calls the node of a server."""
-    return command("squeue", "--noheader", "--format=%N", "--jobs", server.job_id).strip()
+def power_cut(cluster: Slurm, site: Site, victim: ServerInfo) -> None:
+    """Cut its node's power, and switch it on again when the pool has noticed."""
+    cluster.cut_power(cluster.node_of(victim.job_id))
+    wait_until(lambda: is_gone(site, victim), READY_S)
+    cluster.restore_power()
 
 
 def measure(rounds: int, quick: bool) -> list[Row]:
@@ -154,32 +181,37 @@ def measure(rounds: int, quick: bool) -> list[Row]:
     with cluster_and_site() as (cluster, site_file):
         models, ready = site_file.parent / "models", list[float]()
         ours, peer = in_turns(
-            rounds, partial(to_first_chunk, site_file, ready), partial(bare, models), warm_up=not quick
+            rounds, partial(to_first_rows, site_file, ready), partial(bare, models), warm_up=not quick
         )
         with load_site(site_file) as site:
-            gone, calm, drained, cancelled, preempted, dark = in_turns(
+            killed_s, undisturbed, drained, *taken = in_turns(
                 rounds,
                 partial(killed, site),
-                partial(under_load, site),
+                partial(calm, site),
                 partial(under_load, site, partial(drain, site)),
                 partial(under_load, site, cancel),
-                partial(under_load, site, preempt),
-                partial(under_load, site, partial(power_cut, cluster)),
+                partial(under_load, site, partial(preempt, cluster)),
+                partial(under_load, site, partial(preempt, cluster), CANCEL),
+                partial(under_load, site, partial(power_cut, cluster, site)),
                 warm_up=not quick,
             )
         shutil.rmtree(models)
-    assert not any(kept.asked_again for kept in drained), "a drain made requests fail"
+    kept = [gone.kept for gone in drained]
+    assert not any(one.asked_again for one in kept), "a drain made requests fail"
     bound = [LEASE_S + FLOOR_S] * rounds
-    return [
+    rows = [
         sooner("first ready server; peer: sbatch, Triton", ready[-rounds:], peer, "s"),
-        sooner("first scored chunk; peer: sbatch, Triton", ours, peer, "s"),
-        sooner("SIGKILL; peer: a lease and a time-out", gone, bound, "s", 1.0),
-        sooner("longest call in a drain; peer: without", longest(drained), longest(calm), "s"),
-        faster("calls on time in a drain; peer: without", on_time(drained), on_time(calm), "of 1"),
-        sooner("longest call, scancel; peer: a lease and a time-out", longest(cancelled), bound, "s", 1.0),
-        sooner("longest call, preemption; peer: a lease and a time-out", longest(preempted), bound, "s", 1.0),
-        sooner("longest call, power cut; peer: a lease and a time-out", longest(dark), bound, "s", 1.0),
+        sooner("first scored rows; peer: sbatch, Triton", ours, peer, "s"),
+        sooner("SIGKILL; peer: a lease and a time-out", killed_s, bound, "s", 1.0),
+        sooner("longest call in a drain; peer: without", longest(kept), longest(undisturbed), "s"),
+        faster("calls on time in a drain; peer: without", on_time(kept), on_time(undisturbed), "of 1"),
     ]
+    for what, found in zip(TAKEN, taken, strict=True):
+        calls = longest([gone.kept for gone in found])
+        rows.append(sooner(f"longest call, {what}; peer: a lease and a time-out", calls, bound, "s", 1.0))
+    for what, found in zip(TAKEN, taken, strict=True):
+        rows.append(sooner(f"whole again, {what}; peer: sbatch, Triton", [gone.whole_s for gone in found], peer, "s"))
+    return rows
 
 
 def longest(every: Sequence[Kept]) -> list[float]:

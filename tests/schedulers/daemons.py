@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -107,16 +106,22 @@ def end(*daemons: psutil.Process | None) -> None:
     psutil.wait_procs(slow, timeout=END_S)
 
 
-def cut_power(processes: list[psutil.Process]) -> None:
-    """End processes as a power cut does: none of them sees another one end."""
-    for number in (signal.SIGSTOP, signal.SIGKILL):
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
+def freeze(processes: Collection[psutil.Process]) -> None:
+    """Stop processes, as their peers see a power cut: nothing is heard of them, and no connection is closed."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
+
+
+def kill(processes: Collection[psutil.Process]) -> None:
+    """End processes without a word, frozen ones too, and wait until they are gone."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     wait_until(lambda: not any(_runs(process) for process in processes), END_S)
 
 
-def lost_with(processes: list[psutil.Process]) -> set[Path]:
+def lost_with(processes: Collection[psutil.Process]) -> set[Path]:
     """Return what goes with a node that has no disk: shared memory and temporary folders of its processes."""
     found: set[Path] = set()
     for process in processes:

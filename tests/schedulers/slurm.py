@@ -14,7 +14,7 @@ import psutil
 
 from tests.leaks import wait_until
 from tests.schedulers.apt import provide
-from tests.schedulers.daemons import booted, command, cut_power, end, free_ports, listens, lost_with, process_of
+from tests.schedulers.daemons import booted, command, end, free_ports, freeze, kill, listens, lost_with, process_of
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "munged")
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
@@ -123,6 +123,7 @@ class Slurm:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._dark: dict[str, list[psutil.Process]] = {}
         self.environ = {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def boot(self) -> None:
@@ -133,17 +134,19 @@ class Slurm:
         command("slurmctld")
         wait_until(lambda: listens(port), BOOT_S, what=self._logs)
         for node in NODES:
-            self.start_node(node.name)
+            command("slurmd", "-N", node.name)
         wait_until(self.all_idle, BOOT_S, what=self._logs)
 
     def stop(self) -> None:
         """End all jobs and all daemons."""
+        for name in tuple(self._dark):
+            self._lose(name)
         with suppress(AssertionError):
             command("scancel", "--user", "root", check=False)
             wait_until(lambda: not self.jobs(), BOOT_S)
         pid_files = (self._folder / "slurmctld.pid", *(self._pid_file(node.name) for node in NODES))
         end(*map(process_of, pid_files))
-        cut_power([process for node in NODES for process in self._processes_on(node.name)])
+        kill([process for node in NODES for process in self._processes_on(node.name)])
         end(process_of(self._folder / "munge" / "pid"))
 
     # What a test does with it ---------------------------------------------------
@@ -157,23 +160,39 @@ class Slurm:
         states = command("sinfo", "--noheader", "--Node", "--format=%T").split()
         return bool(states) and set(states) == {"idle"}
 
-    def kill_node(self, name: str) -> None:
-        """Cut a node's power: whatever runs there ends at once, without a signal."""
+    def node_of(self, job: str) -> str:
+        """Return the node of a job that runs."""
+        return command("squeue", "--noheader", "--format=%N", "--jobs", job).strip()
+
+    def cut_power(self, name: str) -> None:
+        """Cut a node's power: nothing is heard of it any more, and nobody is told.
+
+        Its processes are frozen; they end when power is back. Were they killed, the kernel would close their connections.
+        """
         daemon = process_of(self._pid_file(name))
         assert daemon is not None, f"node {name} does not run"
-        processes = self._processes_on(name)
-        lost = lost_with(processes)
-        cut_power([daemon, *processes])
-        for path in lost:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        self._pid_file(name).unlink()
+        dark = self._dark[name] = [daemon]
+        freeze(dark)
+        while more := [process for process in self._processes_on(name) if process not in dark]:
+            freeze(more)
+            dark += more
 
-    def start_node(self, name: str) -> None:
-        """Switch a node on."""
-        if process_of(self._pid_file(name)) is None:
+    def restore_power(self) -> None:
+        """Switch nodes on again whose power was cut; nothing of what they had in memory is there."""
+        for name in tuple(self._dark):
+            self._lose(name)
             command("slurmd", "-N", name)
 
     # ----------------------------------------------------------------------------
+
+    def _lose(self, name: str) -> None:
+        """Let what a dark node had in memory be gone."""
+        processes = self._dark.pop(name)
+        lost = lost_with(processes)
+        kill(processes)
+        for path in lost:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        self._pid_file(name).unlink()
 
     def _pid_file(self, node: str) -> Path:
         return self._folder / f"slurmd-{node}.pid"

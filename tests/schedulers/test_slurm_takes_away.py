@@ -1,21 +1,23 @@
-"""What a real Slurm takes away in mid-run costs no event: preemption, a power cut, a block of several nodes."""
+"""What a real Slurm takes away in mid-run costs no event: servers, workers, nodes without power, half of a block."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 
+from sonic_parsl.client.retry import FLOOR_S
 from sonic_parsl.executors.site import Site
 from sonic_parsl.protocol import ServerInfo
-from tests.faults.runs import Analysis, agents, wait_whole
+from tests.faults.runs import Analysis, agents, wait_whole, workers
 from tests.leaks import wait_until
 from tests.schedulers.daemons import command
 from tests.schedulers.runs import LEASE_S, up, write_site
 from tests.schedulers.slurm import CPUS, Slurm
 
-WORKERS = {"provider": "slurm", "partition": "cpu", "request": ["--cpus-per-task=2", "--nodelist=cpu1"]}
+WORKERS = {"provider": "slurm", "partition": "low", "request": ["--cpus-per-task=2", "--exclude=gpu[1-2],fpga1,ipu1"]}
 GROUPS: dict[str, dict[str, Any]] = {
     "low": {"device": "a100", "partition": "low", "request": ["--gres=gpu:1", "--nodelist=gpu1"]},
     "scavenge": {"device": "a100", "partition": "scavenge", "request": ["--gres=gpu:1", "--nodelist=gpu2"]},
@@ -26,6 +28,8 @@ SOON_S = LEASE_S + 15
 """When a server that was taken away has left the table: a lease, and what Slurm takes to end or to start a job."""
 SMALL = 25
 """Events of a chunk: the run should go on for longer than a lease."""
+SILENT_S = LEASE_S + FLOOR_S + 5
+"""What was asked of a server that falls silent is answered by another one within a lease and an attempt's time-out."""
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +41,10 @@ def shared_site(slurm: Slurm, analysis: Analysis, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def site(shared_site: Site) -> Site:
+def site(shared_site: Site, slurm: Slurm) -> Iterator[Site]:
     wait_whole(shared_site, SERVERS)
-    return shared_site
+    yield shared_site
+    slurm.restore_power()
 
 
 def server_of(site: Site, group: str) -> ServerInfo:
@@ -50,6 +55,22 @@ def left(site: Site, server: ServerInfo) -> Callable[[], bool]:
     return lambda: server.id not in {entry.info.id for entry in site.pool.table.servers}
 
 
+def workers_job(site: Site) -> str:
+    """Return the job of the workers that was asked for last."""
+    *_, last = site.dfk.executors["workers"].blocks_to_job_id.values()
+    return str(last)
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(process.is_running() for process in processes)
+
+
+def preempt(node: str, partition: str) -> None:
+    """Let a job of higher priority take a node."""
+    ask = ["--partition", partition, "--nodelist", node, f"--cpus-per-task={CPUS}", "--output=/dev/null"]
+    command("sbatch", *ask, "--wrap", "sleep 3")
+
+
 def test_a_block_of_two_nodes_is_two_servers(site: Site) -> None:
     pair = [entry.info for entry in site.pool.table.ready if entry.info.group == "pair"]
     assert len(pair) == 2
@@ -58,41 +79,38 @@ def test_a_block_of_two_nodes_is_two_servers(site: Site) -> None:
     assert all(line.rows > 0 for line in site.report().servers)
 
 
-@pytest.mark.parametrize(("group", "partition", "node"), [("low", "gpu", "gpu1"), ("scavenge", "gpu", "gpu2")])
-def test_a_preempted_server_is_replaced(
-    group: str, partition: str, node: str, site: Site, slurm: Slurm, analysis: Analysis
-) -> None:
+# Servers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", ["low", "scavenge"])
+def test_a_preempted_server_is_replaced(group: str, site: Site, slurm: Slurm, analysis: Analysis) -> None:
     victim = server_of(site, group)
 
-    def preempt() -> None:
-        ask = ["--partition", partition, "--nodelist", node, f"--cpus-per-task={CPUS}", "--output=/dev/null"]
-        command("sbatch", *ask, "--wrap", "sleep 3")
+    def preempted() -> None:
+        preempt(slurm.node_of(victim.job_id), "gpu")
         wait_until(left(site, victim), SOON_S, what=slurm.jobs)
 
-    analysis.check(analysis.run_and(preempt, site, chunksize=SMALL))
+    analysis.check(analysis.run_and(preempted, site, chunksize=SMALL))
     wait_whole(site, SERVERS)
     # Slurm puts a job of `low` back into its queue, where it is not left.
     wait_until(lambda: victim.job_id not in {line.split()[0] for line in slurm.jobs()}, SOON_S, what=slurm.jobs)
 
 
-def test_a_power_cut_of_a_servers_node_costs_no_event(site: Site, slurm: Slurm, analysis: Analysis) -> None:
-    victim = server_of(site, "low")
+def test_a_power_cut_of_a_servers_node_costs_no_event_and_no_more_than_a_lease_and_a_time_out(
+    site: Site, slurm: Slurm, analysis: Analysis
+) -> None:
+    victim, before = server_of(site, "low"), site.report()
 
     def power_cut() -> None:
-        slurm.kill_node("gpu1")
+        slurm.cut_power("gpu1")
         wait_until(left(site, victim), SOON_S)
 
     analysis.check(analysis.run_and(power_cut, site, chunksize=SMALL))
-    slurm.start_node("gpu1")
+    after = site.report()
+    assert after.retries > before.retries, "nothing was asked of a server that had fallen silent"
+    assert max(line.waiting_s for line in after.chunk_records[len(before.chunk_records) :]) < SILENT_S
+    slurm.restore_power()
     wait_whole(site, SERVERS)
-
-
-def test_a_power_cut_of_the_workers_node_costs_no_event(site: Site, slurm: Slurm, analysis: Analysis) -> None:
-    def power_cut() -> None:
-        slurm.kill_node("cpu1")
-        slurm.start_node("cpu1")
-
-    analysis.check(analysis.run_and(power_cut, site, chunksize=SMALL))
 
 
 def test_a_power_cut_of_one_node_of_a_block_costs_no_event(site: Site, slurm: Slurm, analysis: Analysis) -> None:
@@ -100,10 +118,39 @@ def test_a_power_cut_of_one_node_of_a_block_costs_no_event(site: Site, slurm: Sl
     before = {entry.info.id for entry in site.pool.table.ready}
 
     def power_cut_of_one() -> None:
-        slurm.kill_node("ipu1")
+        slurm.cut_power("ipu1")
         wait_until(lambda: before - {entry.info.id for entry in site.pool.table.ready}, SOON_S)
 
     analysis.check(analysis.run_and(power_cut_of_one, site, chunksize=SMALL))
-    slurm.start_node("ipu1")
+    slurm.restore_power()
     command("scancel", victim.job_id, check=False)  # Slurm may have ended it itself, or let it go on with one node
     wait_whole(site, SERVERS)
+
+
+# Workers ------------------------------------------------------------------------
+
+
+def test_a_power_cut_of_the_workers_node_costs_no_event(site: Site, slurm: Slurm, analysis: Analysis) -> None:
+    """Others go on elsewhere: the node stays dark until the end of the run."""
+    analysis.check(analysis.run_and(lambda: slurm.cut_power(slurm.node_of(workers_job(site))), site, chunksize=SMALL))
+
+
+def test_preempted_workers_cost_no_event(site: Site, slurm: Slurm, analysis: Analysis) -> None:
+    """Slurm puts their job back into its queue, and starts it again."""
+    lost = workers()
+
+    def preempted() -> None:
+        preempt(slurm.node_of(workers_job(site)), "cpu")
+        wait_until(lambda: gone(lost), SOON_S, what=slurm.jobs)
+
+    analysis.check(analysis.run_and(preempted, site, chunksize=SMALL))
+
+
+def test_workers_whose_job_is_cancelled_cost_no_event(site: Site, slurm: Slurm, analysis: Analysis) -> None:
+    lost = workers()
+
+    def cancelled() -> None:
+        command("scancel", workers_job(site))
+        wait_until(lambda: gone(lost), SOON_S, what=slurm.jobs)
+
+    analysis.check(analysis.run_and(cancelled, site, chunksize=SMALL))
