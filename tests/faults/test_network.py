@@ -19,8 +19,7 @@ from sonic_parsl.pool.pool import ServerPool
 from tests.faults.runs import LEASE_S, Analysis, wait_whole, write_site
 from tests.leaks import assert_nothing_is_left, wait_until
 from tests.live.conftest import PACKAGED
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a network namespace")
+from tests.schedulers.apt import provide
 
 
 def ip(*words: str) -> None:
@@ -68,6 +67,7 @@ class Far:
 
 @pytest.fixture
 def far() -> Iterator[Far]:
+    provide("A network that is cut", ["ip"], ["iproute2"])
     name, wire = f"far-{os.getpid()}", f"v{os.getpid() % 10**6}"
     ip("netns", "add", name)
     try:

@@ -1,4 +1,4 @@
-"""The schedulers' packages, from the distribution."""
+"""Programs of the distribution that tests need, schedulers' above all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from typing import NoReturn
 
 import pytest
 
@@ -13,23 +14,25 @@ SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 INSTALL_S = 300
 
 
-def provide(scheduler: str, programs: Sequence[str], packages: Sequence[str]) -> None:
-    """See to it that a scheduler's programs are installed; only root can do that, and run its daemons.
+def provide(what: str, programs: Sequence[str], packages: Sequence[str]) -> None:
+    """See to it that programs are installed, and that they can be used: by root only.
 
-    Others skip what needs them; in CI nothing is skipped.
-
-    Raises
-    ------
-    AssertionError
-        They cannot be installed.
+    Elsewhere, what needs them is skipped; in CI it fails.
     """
     if os.geteuid() != 0:
-        skip = pytest.fail if os.environ.get("CI") else pytest.skip
-        skip(f"{scheduler} is tried by root only, who can start its daemons")
+        cannot(f"{what}: only root can try it")
+    said = ""
     if missing(programs):
-        _apt_get("update")
-        _apt_get("install", "--yes", "--no-install-recommends", *packages)
-    assert not missing(programs), f"{scheduler} lacks {', '.join(missing(programs))} after its packages were installed"
+        said = _apt_get("update") or _apt_get("install", "--yes", "--no-install-recommends", *packages)
+    if lacking := missing(programs):
+        cannot(f"{what}: {', '.join(lacking)} cannot be installed: {said or 'the packages do not hold it'}")
+
+
+def cannot(why: str) -> NoReturn:
+    """Skip what cannot be tried here; in CI nothing is skipped."""
+    if os.environ.get("CI"):
+        pytest.fail(why)
+    pytest.skip(why)
 
 
 def missing(programs: Sequence[str]) -> list[str]:
@@ -37,13 +40,19 @@ def missing(programs: Sequence[str]) -> list[str]:
     return [program for program in programs if shutil.which(program, path=SYSTEM_PATH) is None]
 
 
-def _apt_get(*arguments: str) -> None:
-    done = subprocess.run(
-        ["apt-get", "--quiet", *arguments],
-        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", "PATH": SYSTEM_PATH},
-        capture_output=True,
-        text=True,
-        timeout=INSTALL_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"apt-get {' '.join(arguments)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+def _apt_get(*arguments: str) -> str:
+    """Return what it says where it fails, a line."""
+    try:
+        done = subprocess.run(
+            ["apt-get", "--quiet", *arguments],
+            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", "PATH": SYSTEM_PATH},
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_S,
+            check=False,
+        )
+    except FileNotFoundError:
+        return "there is no apt-get"
+    except subprocess.TimeoutExpired:
+        return f"apt-get {arguments[0]} takes longer than {INSTALL_S} s"
+    return "" if done.returncode == 0 else (done.stderr.strip() or f"apt-get {arguments[0]} fails").splitlines()[-1]

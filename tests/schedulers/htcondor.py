@@ -26,7 +26,7 @@ from sonic_parsl.ports import free_port
 from sonic_parsl.server import install
 from tests.installation import copied
 from tests.leaks import wait_until
-from tests.schedulers.apt import provide
+from tests.schedulers.apt import cannot, provide
 
 USER, UID = "physicist", 4242
 PYTHON = Path("/opt/sonic")
@@ -124,7 +124,10 @@ def machine_root() -> Path:
         if not root.exists():
             scratch = folder / "htcondor.scratch"
             shutil.rmtree(scratch, ignore_errors=True)
-            _build(scratch)
+            try:
+                _build(scratch)
+            except AssertionError as error:
+                cannot(f"HTCondor: no machine can be made: {str(error).splitlines()[-1]}")
             scratch.rename(root)
         _install_project(root)
     return root
