@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from parsl.jobs.states import JobState, JobStatus
+from parsl.providers import SlurmProvider
+from typing_extensions import override
 
 from sonic_parsl.executors.site import Site
-from tests.faults.runs import Analysis, wait_whole
+from sonic_parsl.server import install
+from tests.faults.runs import Analysis, tritons, wait_whole, workers
 from tests.leaks import POOL_WORDS, our_processes, wait_until
 from tests.schedulers.daemons import command
 from tests.schedulers.runs import GONE_S, PORTS, up, write_site
 from tests.schedulers.slurm import Slurm
 
-WORKERS = {"provider": "slurm", "partition": "cpu", "request": ["--cpus-per-task=2"]}
+WORKERS = {"provider": "slurm", "partition": "cpu", "nodes": 2, "workers-per-node": 1, "request": ["--cpus-per-task=2"]}
 GROUPS: dict[str, dict[str, Any]] = {
     "gpu": {"device": "a100", "partition": "gpu", "request": ["--gres=gpu:1", "--nodelist=gpu1"], "count": 2},
     "fpga": {"device": "u250", "partition": "fpga", "request": "--gres=fpga:1", "launcher": "srun"},
@@ -24,12 +29,41 @@ GROUPS: dict[str, dict[str, Any]] = {
 SERVERS = 4
 
 
+class Gloomy(SlurmProvider):  # type: ignore[misc]
+    """Calls every job failed, and is asked often."""
+
+    @override
+    def status(self, job_ids: list[str]) -> list[JobStatus]:
+        return [JobStatus(JobState.FAILED, "so it says") for _ in job_ids]
+
+    @property
+    @override
+    def status_polling_interval(self) -> int:
+        return 1
+
+
 @pytest.fixture(scope="module")
 def shared_site(slurm: Slurm, analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("slurm")
     groups = {label: {"provider": "slurm", **group} for label, group in GROUPS.items()}
-    path = write_site(tmp_path_factory.mktemp("slurm"), WORKERS, groups)
+    groups["fpga"] |= {"runtime": "host", "binary": str(sites_own_triton(folder))}
+    path = write_site(folder, WORKERS, groups)
     with up(path, analysis, SERVERS, slurm.jobs) as site:
         yield site
+
+
+def sites_own_triton(folder: Path) -> Path:
+    """Return a ``tritonserver`` that runs as it is, with its backends beside it, as a site has one."""
+    installed = install.find()
+    (folder / "backends").symlink_to(installed.backends)
+    (folder / "bin").mkdir()
+    binary = folder / "bin" / "tritonserver"
+    binary.write_text(
+        f"#!/bin/sh\nexport LD_LIBRARY_PATH={':'.join(installed.libraries)} PATH={installed.python_bin}:$PATH\n"
+        f'exec {installed.tritonserver} "$@" --backend-directory={folder}/backends\n'
+    )
+    binary.chmod(0o755)
+    return binary
 
 
 @pytest.fixture
@@ -45,6 +79,18 @@ def test_servers_on_three_kinds_of_nodes_share_a_run(site: Site, slurm: Slurm) -
     partitions = [line.split()[1] for line in slurm.jobs()]
     assert sorted(partitions) == ["cpu", "fpga", "gpu", "gpu", "ipu"]
     assert {line.job_id for line in lines} < {line.split()[0] for line in slurm.jobs()}
+
+
+def test_a_server_runs_the_sites_own_triton(site: Site) -> None:
+    (triton,) = [one for one in tritons() if one.environ()["SLURMD_NODENAME"] == "fpga1"]
+    binary = Path(str(site.settings.servers["fpga"].binary))
+    assert f"--backend-directory={binary.parents[1]}/backends" in triton.cmdline()
+
+
+def test_a_job_of_workers_has_some_on_each_of_its_nodes(site: Site) -> None:
+    assert [manager["block_id"] for manager in site.dfk.executors["workers"].connected_managers()] == ["0", "0"]
+    assert {process.environ()["SLURMD_NODENAME"] for process in workers()} == {"cpu1", "cpu2"}
+    assert all(process.cpu_times().user > 1.0 for process in workers()), "some have had no chunk"
 
 
 def test_everything_listens_on_the_named_interface_within_the_range_of_ports(site: Site) -> None:
@@ -74,6 +120,26 @@ def test_a_server_that_its_user_cancels_in_mid_run_is_replaced(site: Site, slurm
     wait_until(lambda: victim.id not in {entry.info.id for entry in site.pool.table.servers}, GONE_S)
     wait_whole(site, SERVERS)
     assert victim.id not in {entry.info.id for entry in site.pool.table.ready}
+
+
+def test_a_server_that_the_provider_calls_failed_serves_until_its_lease_is_over(
+    site: Site, analysis: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = next(entry.info for entry in site.pool.table.ready if entry.info.group == "fpga")
+    executor, before = site.dfk.executors["fpga"], rows_of(site, victim.id)
+    with monkeypatch.context() as patch:
+        patch.setattr(executor.provider, "__class__", Gloomy)
+        wait_until(lambda: executor.status_facade[victim.block_id].state == JobState.FAILED, 30)
+        analysis.check(analysis.run(site.coffea_executor(status=False)))
+    assert rows_of(site, victim.id) > before
+    assert list(executor.blocks_to_job_id)[-1] == victim.block_id, "another one was asked for"
+    command("scancel", "--signal=KILL", "--full", victim.job_id)
+    wait_until(lambda: victim.id not in {entry.info.id for entry in site.pool.table.servers}, GONE_S)
+    wait_whole(site, SERVERS)
+
+
+def rows_of(site: Site, server: str) -> int:
+    return next(line.rows for line in site.report().servers if line.id == server)
 
 
 def test_what_slurm_says_does_not_hide_that_a_server_is_gone(site: Site, slurm: Slurm) -> None:
