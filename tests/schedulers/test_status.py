@@ -1,13 +1,17 @@
-"""`sonic-parsl status` of a run on Slurm: what waits in the queue, and what then serves."""
+"""`sonic-parsl status` of a run on Slurm: what waits in the queue, what then serves, what leaves and what is lost."""
 
 from __future__ import annotations
 
+import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import sonic_parsl as sonic
-from sonic_parsl.pool.overview import ServerStatus, look
+from sonic_parsl.pool.pool import ServerPool
+from tests.faults.runs import tritons
 from tests.leaks import wait_until
 from tests.schedulers.daemons import command
 from tests.schedulers.runs import GONE_S, START_S, write_site
@@ -17,29 +21,56 @@ WORKERS = {"provider": "slurm", "partition": "cpu", "request": ["--cpus-per-task
 IPU: dict[str, Any] = {"provider": "slurm", "partition": "ipu", "request": "--gres=ipu:1", "device": "mk2"}
 
 
-def seen(folder: Path) -> ServerStatus | None:
-    """Return the run's only server."""
-    (pool,) = look(run_dir=folder).pools
-    servers = [server for group in pool.groups for server in group.servers]
-    return servers[0] if len(servers) == 1 else None
+def seen(folder: Path) -> list[dict[str, Any]]:
+    """Return the servers of a run, as the program tells of them."""
+    program = str(Path(sys.executable).with_name("sonic-parsl"))
+    done = subprocess.run(
+        [program, "status", "--json", "--run-dir", str(folder)], capture_output=True, text=True, check=True, timeout=30
+    )
+    (pool,) = json.loads(done.stdout)["pools"]
+    return [server for group in pool["groups"] for server in group["servers"]]
 
 
-def test_a_queued_server_is_seen_and_then_its_node_and_the_time_it_has_left(slurm: Slurm, tmp_path: Path) -> None:
+def wait_for(folder: Path, state: str, job: str | None = None) -> dict[str, Any]:
+    """Wait until a run has a server in a state, of a job where one is named; return what is told of it."""
+    found: list[dict[str, Any]] = []
+
+    def is_there() -> bool:
+        found[:] = [one for one in seen(folder) if one["state"] == state and job in {None, one["job"]}]
+        return bool(found)
+
+    wait_until(is_there, START_S, lambda: seen(folder))
+    (server,) = found
+    return server
+
+
+def test_a_server_is_seen_in_the_queue_at_work_on_its_way_out_and_lost(slurm: Slurm, tmp_path: Path) -> None:
     wait_until(slurm.all_idle, GONE_S, what=slurm.jobs)
     ask = ["--partition=ipu", f"--cpus-per-task={CPUS}", "--output=/dev/null", "--parsable"]
     other = command("sbatch", *ask, "--wrap", "sleep 600").strip()
     wait_until(lambda: any(f"{other} ipu RUNNING" in line for line in slurm.jobs()), GONE_S, what=slurm.jobs)
     with sonic.load_site(write_site(tmp_path, WORKERS, {"ipu": IPU})) as site:
-        wait_until(lambda: (one := seen(site.run_dir)) and one.state == "queued", 30.0, lambda: seen(site.run_dir))
-        queued = seen(site.run_dir)
-        assert queued is not None
-        assert any(line.startswith(f"{queued.job} ipu PENDING") for line in slurm.jobs())
+        queued = wait_for(site.run_dir, "queued")
+        assert any(line.startswith(f"{queued['job']} ipu PENDING") for line in slurm.jobs())
+        assert (queued["id"], queued["node"], queued["walltime_left_s"]) == (None, None, None)
+
         command("scancel", other)
-        site.pool.wait_ready(timeout_s=START_S)
-        ready = seen(site.run_dir)
-        assert ready is not None
-        assert (ready.state, ready.job, ready.node, ready.device) == ("ready", queued.job, socket.gethostname(), "mk2")
-        assert ready.models == ("btag:1",)
-        assert ready.walltime_left_s is not None
-        assert 0 < ready.walltime_left_s <= 1800
+        ready = wait_for(site.run_dir, "ready")
+        assert (ready["job"], ready["block"]) == (queued["job"], queued["block"])
+        assert (ready["node"], ready["device"], ready["models"]) == (socket.gethostname(), "mk2", ["btag:1"])
+        assert 0 < ready["walltime_left_s"] <= 1800
+
+        assert isinstance(site.pool, ServerPool)
+        (triton,) = tritons()
+        triton.suspend()  # it has something to answer yet
+        site.pool.drain(ready["id"], "a test says so")
+        assert wait_for(site.run_dir, "draining")["id"] == ready["id"]
+        triton.resume()
+
+        successor = wait_for(site.run_dir, "ready")
+        assert successor["job"] != ready["job"]
+        command("scancel", "--signal=KILL", "--full", successor["job"])
+        lost = wait_for(site.run_dir, "lost", successor["job"])
+        assert lost["block"] == successor["block"]
+        assert lost["reason"]
     wait_until(lambda: not slurm.jobs(), GONE_S, what=slurm.jobs)
