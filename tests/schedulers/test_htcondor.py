@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -56,9 +57,8 @@ servers:
 """
 NEVER = "request_cpus = 99"
 """What no machine of the pool has."""
-WITHOUT_SERVERS = (
-    SITE.replace("request_fpgas = 1", NEVER).replace("start-timeout: 120", "start-timeout: 15") + "fallback: cpu\n"
-)
+WITHOUT_SERVERS = SITE.replace("request_fpgas = 1", NEVER).replace("start-timeout: 120", "start-timeout: 15")
+SITES = {"site": SITE, "without_servers": WITHOUT_SERVERS, "with_fallback": f"{WITHOUT_SERVERS}fallback: cpu\n"}
 ANALYSIS = """
 
 class ScoresAndHistograms(Scores):
@@ -80,8 +80,8 @@ def pool() -> Iterator[HTCondor]:
         generate(started.home / "events.root", events=EVENTS)
         shutil.copytree(Path(btag_ttbar.__file__).parent / "models", started.home / "models")
         (started.home / "analysis.py").write_text(Path(scores.__file__).read_text() + ANALYSIS)
-        (started.home / "site.yaml").write_text(SITE)
-        (started.home / "without_servers.yaml").write_text(WITHOUT_SERVERS)
+        for name, text in SITES.items():
+            (started.home / f"{name}.yaml").write_text(text)
         for path in [started.home, *started.home.rglob("*")]:
             os.chown(path, UID, UID)
         yield started
@@ -181,6 +181,21 @@ def test_the_analysis_is_right_though_a_server_is_removed_in_the_middle(pool: HT
     assert_gone(pool)
 
 
+def test_the_analysis_is_right_though_jobs_are_preempted_in_the_middle(pool: HTCondor) -> None:
+    with driver(pool) as process:
+        wait_until_scored(pool, process)
+        server, *_ = jobs(pool, "triton.block-0")
+        workers, *_ = jobs(pool, "workers.block-0")
+        lost = on_node(pool, "multiprocessing.spawn")
+        pool.submit.run("condor_vacate_job", server)
+        pool.submit.run("condor_vacate_job", "-fast", workers)
+        wait_until(lambda: not any(one.is_running() for one in lost), 30.0, lambda: on_node(pool, ""))
+        said, _ = process.communicate(timeout=RUN_S)
+        assert process.returncode == 0, said
+    assert_right(pool)
+    assert_gone(pool)
+
+
 def assert_gone(pool: HTCondor) -> None:
     """Wait until no job is in the queue and none of their processes lives."""
     wait_until(lambda: not pool.queue(), GONE_S, pool.queue)
@@ -188,7 +203,7 @@ def assert_gone(pool: HTCondor) -> None:
 
 
 def test_models_travel_with_workers_which_compute_them_where_the_queue_starts_no_server(pool: HTCondor) -> None:
-    with driver(pool, "without_servers.yaml") as process:
+    with driver(pool, "with_fallback.yaml") as process:
         said, _ = process.communicate(timeout=RUN_S)
         assert process.returncode == 0, said
     assert_right(pool)
@@ -196,6 +211,18 @@ def test_models_travel_with_workers_which_compute_them_where_the_queue_starts_no
     assert not report["servers"]
     assert all(line["fallback"] for line in report["chunk_records"])
     assert any("computed by the workers themselves" in text for text in report["warnings"])
+    assert_gone(pool)
+
+
+def test_a_run_whose_servers_never_start_fails_with_what_htcondor_says(pool: HTCondor) -> None:
+    with driver(pool, "without_servers.yaml") as process:
+        said, _ = process.communicate(timeout=RUN_S)
+    assert process.returncode == 1, said
+    said = " ".join(said.split())
+    assert "the batch system started no server within 15 s" in said
+    assert re.search(r"jobs of triton: block 0: .* 0 are able to run your job .* No machines matched the job", said), (
+        said
+    )
     assert_gone(pool)
 
 
