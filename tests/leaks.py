@@ -62,7 +62,10 @@ def _is_titled_and_ours(process: psutil.Process) -> bool:
     return parent.pid == os.getpid() or _is_ours(parent)
 
 
+POOL_OWNER = "from sonic_parsl.cli import main"
+"""A pool of its own, in the background."""
 POOL_WORDS = (
+    POOL_OWNER,
     "tritonserver",
     "triton_python_backend_stub",
     "sonic_parsl.server",
@@ -149,7 +152,7 @@ def assert_nothing_is_left(timeout_s: float = 20.0) -> None:
         wait_until(is_gone, timeout_s, what=leftovers)
     except AssertionError:
         # Drivers first: they would start again what is killed.
-        for process in [*our_processes("bin/sonic-parsl"), *left_processes()]:
+        for process in [*our_processes("bin/sonic-parsl", POOL_OWNER), *left_processes()]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         _there_before.update(left_files())
