@@ -186,10 +186,11 @@ def test_the_analysis_is_right_though_jobs_are_preempted_in_the_middle(pool: HTC
         wait_until_scored(pool, process)
         server, *_ = jobs(pool, "triton.block-0")
         workers, *_ = jobs(pool, "workers.block-0")
-        lost = on_node(pool, "multiprocessing.spawn")
+        agent, lost = on_node(pool, "server.agent --block 0"), on_node(pool, "multiprocessing.spawn")
+        assert agent
         pool.submit.run("condor_vacate_job", server)
         pool.submit.run("condor_vacate_job", "-fast", workers)
-        wait_until(lambda: not any(one.is_running() for one in lost), 30.0, lambda: on_node(pool, ""))
+        wait_until(lambda: not any(one.is_running() for one in (*agent, *lost)), 60.0, lambda: on_node(pool, ""))
         said, _ = process.communicate(timeout=RUN_S)
         assert process.returncode == 0, said
     assert_right(pool)

@@ -7,6 +7,8 @@ from typing import Any
 
 import psutil
 import pytest
+from parsl.providers import SlurmProvider
+from typing_extensions import override
 
 from sonic_parsl.client.retry import FLOOR_S
 from sonic_parsl.executors.site import Site
@@ -30,6 +32,15 @@ SMALL = 25
 """Events of a chunk: the run should go on for longer than a lease."""
 SILENT_S = LEASE_S + FLOOR_S + 5
 """What was asked of a server that falls silent is answered by another one within a lease and an attempt's time-out."""
+
+
+class Attentive(SlurmProvider):  # type: ignore[misc]
+    """Is asked more often than once a minute, so that a test need not wait for it."""
+
+    @property
+    @override
+    def status_polling_interval(self) -> int:
+        return 5
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +157,10 @@ def test_preempted_workers_cost_no_event(site: Site, slurm: Slurm, analysis: Ana
     analysis.check(analysis.run_and(preempted, site, chunksize=SMALL))
 
 
-def test_workers_whose_job_is_cancelled_cost_no_event(site: Site, slurm: Slurm, analysis: Analysis) -> None:
+def test_workers_whose_job_is_cancelled_cost_no_event(
+    site: Site, slurm: Slurm, analysis: Analysis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site.dfk.executors["workers"].provider, "__class__", Attentive)
     lost = workers()
 
     def cancelled() -> None:
