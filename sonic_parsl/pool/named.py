@@ -133,7 +133,7 @@ def find(name: str) -> PoolRecord:
     if name in known:
         return known[name]
     hint = f"Running are: {', '.join(known)}." if known else f"Start it: `sonic-parsl pool start --name {name}`."
-    if (root() / name).is_dir():
+    if os.access(root() / name, os.R_OK):  # another user's is none
         raise ConfigError(f"The pool {name} has ended.", hint=f"{hint} Its log is {log_path(name)}.")
     raise ConfigError(f"There is no pool named {name}.", hint=hint)
 

@@ -8,6 +8,7 @@ import tempfile
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -150,7 +151,7 @@ def _folders(pool: str | None, run_dir: Path | None) -> Iterator[tuple[Path, str
         yield named.run_dir(named.find(pool).name), pool
         return
     if run_dir is not None:
-        found = list(_runs_in([run_dir, *run_dir.glob("*")]))
+        found = list(_runs_in(_and_inside(run_dir)))
         if not found:
             raise ConfigError(
                 f"There is no run in {run_dir}.",
@@ -162,6 +163,12 @@ def _folders(pool: str | None, run_dir: Path | None) -> Iterator[tuple[Path, str
     # Whoever writes a Parsl configuration of their own has their pool in the temporary folder.
     own = [*named.runs_root().glob("*"), *Path(tempfile.gettempdir()).glob("sonic-parsl-*")]
     yield from ((folder, None) for folder in _runs_in(own))
+
+
+def _and_inside(folder: Path) -> Iterator[Path]:
+    yield folder
+    with suppress(OSError):  # it is not there, or another user's
+        yield from folder.iterdir()
 
 
 def _runs_in(folders: Iterable[Path]) -> Iterator[Path]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sonic_parsl.cache import cache_dir
 from sonic_parsl.errors import PoolError
 from sonic_parsl.pool import named
 from sonic_parsl.pool.attached import AttachedPool
+from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.workflows.generate import generate
 from tests.faults.runs import EVENTS, Analysis, workers, write_site
 from tests.faults.users import UID, as_another_user
@@ -58,19 +60,48 @@ def run_as_another_user(folder: Path, data: Path, site: Path) -> Iterator[subpro
     """The same as another user, whose home is `folder`."""
     argv: list[str | Path] = [PROGRAM, "run", "btag_ttbar", data, "--site", site, "--chunksize", "100"]
     argv += ["--output", folder / "out"]
-    command = as_another_user(argv, sees=[cache_dir(), CHECKOUT])
     folder.mkdir()
     os.chown(folder, UID, UID)
-    env = {**os.environ, "HOME": str(folder), "TMPDIR": "/tmp", "SONIC_PARSL_CACHE": str(cache_dir())}
-    env = {name: value for name, value in env.items() if not name.startswith("XDG_")}
     with (
         (folder / "log").open("w+") as log,
-        subprocess.Popen(command, stdout=log, stderr=log, text=True, env=env, cwd=folder) as one,
+        subprocess.Popen(
+            by_another_user(*argv), stdout=log, stderr=log, text=True, env=env_at(folder), cwd=folder
+        ) as one,
     ):
         try:
             yield one
         finally:
             one.kill()
+
+
+def by_another_user(*argv: str | Path) -> list[str]:
+    return as_another_user(argv, sees=[cache_dir(), CHECKOUT])
+
+
+def env_at(home: Path) -> dict[str, str]:
+    """Return the environment of another user, whose home is `home`."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+    return {**env, "HOME": str(home), "TMPDIR": "/tmp", "SONIC_PARSL_CACHE": str(cache_dir())}
+
+
+def told_another_user(home: Path, *argv: str | Path, **env: str) -> tuple[int, str]:
+    """Return what a command of another user, whose home is `home`, comes to: exit code and all it prints."""
+    done = subprocess.run(
+        by_another_user(*argv),
+        env=env_at(home) | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        cwd=home,
+    )
+    return done.returncode, done.stdout
+
+
+def open_to_all(folder: Path) -> None:
+    """Let others go through a folder of pytest's."""
+    for each in (folder, *folder.parents[:-2]):
+        each.chmod(each.stat().st_mode | 0o011)
 
 
 def said(folder: Path) -> str:
@@ -198,17 +229,12 @@ def test_a_second_pool_of_the_same_name_and_a_name_that_is_none_are_refused(home
     assert not named.running()
 
 
-def test_a_pools_file_that_others_can_read_or_own_is_refused(tmp_path: Path) -> None:
+def test_a_pools_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pool.json"
     path.write_text("{}")
     path.chmod(0o640)
     with pytest.raises(PoolError, match="holds a key and can be read by others"):
         AttachedPool(path)
-    path.chmod(0o600)
-    if os.geteuid() == 0:
-        os.chown(path, 54321, 54321)
-        with pytest.raises(PoolError, match="is another user's; only its owner's processes can attach"):
-            AttachedPool(path)
 
 
 def test_two_runs_on_one_node_do_not_see_each_other(analysis: Analysis, many: Path, tmp_path: Path) -> None:
@@ -234,27 +260,75 @@ def _pool_of(uid: int) -> int:
     return sum(process.uids().real == uid for process in our_processes(*POOL_WORDS))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
-def test_two_users_run_on_one_node_and_neither_sees_the_other(analysis: Analysis, tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:-2]):
-        folder.chmod(folder.stat().st_mode | 0o011)  # pytest's own folders are closed to others
-    data = tmp_path / "events.root"
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+
+
+@needs_root
+def test_two_users_run_on_one_node_and_neither_sees_the_other(home: Path, analysis: Analysis) -> None:
+    open_to_all(home)
+    data = home / "events.root"
     data.write_bytes(analysis.path.read_bytes())
     data.chmod(0o644)
-    site = write_site(tmp_path, count=1)
+    site = write_site(home, count=1)
+    subprocess.run([PROGRAM, "pool", "start", "--site", site, "--name", "ours", "--daemon"], check=True)
     with (
-        run(tmp_path / "one", data, "--site", str(site)) as one,
-        run_as_another_user(tmp_path / "two", data, site) as two,
+        run(home / "one", data, "--site", str(site), "--pool", "ours") as one,
+        run_as_another_user(home / "two", data, site) as two,
     ):
         for uid in (os.getuid(), UID):
-            wait_until(lambda uid=uid: _pool_of(uid) >= 3, END_S, what=lambda: said(tmp_path / "two"))  # type: ignore[misc]
-        run_dir = next((tmp_path / "two" / ".local/state/sonic-parsl/runs").iterdir())
-        assert (run_dir.stat().st_uid, run_dir.stat().st_mode & 0o777) == (UID, 0o700)
-        assert one.wait(END_S) == 0, said(tmp_path / "one")
-        assert two.wait(END_S) == 0, said(tmp_path / "two")
+            wait_until(lambda uid=uid: _pool_of(uid) >= 3, END_S, what=lambda: said(home / "two"))  # type: ignore[misc]
+        (theirs,) = (home / "two" / ".local/state/sonic-parsl/runs").iterdir()
+        assert (theirs.stat().st_uid, theirs.stat().st_mode & 0o777) == (UID, 0o700)
+        wait_until((theirs / "pool.json").exists, END_S)
+        code, status = told_another_user(home / "two", PROGRAM, "status", "--json")
+        assert (code, [pool["folder"] for pool in json.loads(status)["pools"]]) == (0, [str(theirs)])
+        assert_nothing_is_seen_of_the_pool(home)
+        assert one.wait(END_S) == 0, said(home / "one")
+        assert two.wait(END_S) == 0, said(home / "two")
     for name in ("one", "two"):
-        out, report = result(tmp_path / name)
+        out, report = result(home / name)
         assert report["events_out"] == EVENTS
         analysis.check_output(out)
         assert (len(report["servers"]), report["retries"]) == (1, 0)
+    subprocess.run([PROGRAM, "pool", "stop", "ours"], check=True)
     assert_nothing_is_left(60)
+
+
+def assert_nothing_is_seen_of_the_pool(home: Path) -> None:
+    """Let another user look for this user's pool named ours, also where it lies."""
+    there, folder = {"XDG_STATE_HOME": str(home / "state")}, named.run_dir("ours")
+    assert (folder / "pool.json").is_file()
+    told = partial(told_another_user, home / "two")
+    assert told(PROGRAM, "pool", "list") == (0, "")
+    assert told(PROGRAM, "pool", "list", **there) == (0, "")
+    assert told(PROGRAM, "status", "--run-dir", folder)[1].startswith(f"Error: There is no run in {folder}.")
+    attach: list[str | Path] = [PROGRAM, "run", "btag_ttbar", home / "events.root", "--pool", "ours"]
+    assert told(*attach, **there)[1].startswith("Error: There is no pool named ours.")
+    assert "Permission denied" in told("cat", folder / "pool.json")[1]
+
+
+ATTACH = """
+import sys
+from pathlib import Path
+from sonic_parsl.errors import PoolError
+from sonic_parsl.pool.attached import AttachedPool
+from sonic_parsl.pool.pool import ServerPool
+try:
+    AttachedPool(Path(sys.argv[1]))
+except PoolError as error:
+    print(error)
+"""
+
+
+@needs_root
+def test_only_its_owners_processes_can_attach_to_a_pool_whose_file_others_find(tmp_path: Path) -> None:
+    open_to_all(tmp_path)
+    with ServerPool(run_dir=tmp_path / "run") as pool:
+        AttachedPool(pool.ref_path)
+        attach: list[str | Path] = [sys.executable, "-c", ATTACH, pool.ref_path]
+        code, text = told_another_user(tmp_path, *attach)
+        assert (code, "cannot be read: Permission denied" in text) == (0, True), text
+        pool.run_dir.chmod(0o755)
+        code, text = told_another_user(tmp_path, *attach)
+        assert (code, "is another user's; only its owner's processes can attach" in text) == (0, True), text
+        assert "Permission denied" in told_another_user(tmp_path, "cat", pool.ref_path)[1]
