@@ -362,11 +362,11 @@ class ServerPool(PoolView):
         self.departures.append(departure)
         if departure.entry is not None:
             self._seen[departure.server_id] = departure.entry
-        level = logging.ERROR if departure.failed else logging.INFO
+        level = logging.WARNING if departure.failed else logging.INFO
         where = f"block {departure.block_id}" if departure.block_id else "not of this run"
         logger.log(level, "Server %s (%s) left: %s", departure.server_id, where, departure.reason)
         if departure.stderr:
-            logger.log(level, "Last lines of its stderr:\n%s", departure.stderr)
+            logger.info("Last lines of its stderr:\n%s", departure.stderr)  # a lost pool's error says them
 
     def _ended(self, exit_code: int) -> None:
         """Start the registry again where it was: servers and clients go on knocking there for a lease."""

@@ -19,9 +19,12 @@ from sonic_parsl.errors import PoolLostError
 from sonic_parsl.executors.checkpointer import Checkpointer, key_of
 from sonic_parsl.executors.site import Site
 from sonic_parsl.workflows import btag_ttbar
-from tests.faults.runs import CHUNK, EVENTS, Analysis, agents, write_site
+from sonic_parsl.workflows.generate import generate
+from tests.faults.runs import CHUNK, EVENTS, Analysis, agents, workers, write_site
 from tests.leaks import assert_nothing_is_left, wait_until
 
+PACKAGED = Path(sonic.__file__).parent / "workflows" / "models"
+MODELS = Path(__file__).parents[1] / "models"
 AT_ONCE_S = 10.0
 """A run has failed so long after its pool was lost; what a worker has begun, it finishes."""
 
@@ -115,19 +118,44 @@ def test_what_was_finished_is_kept_by_a_recoverable_run(dying: Path, analysis: A
     assert_nothing_is_left()
 
 
-def test_the_command_line_says_once_why_the_pool_is_lost(dying: Path, analysis: Analysis, tmp_path: Path) -> None:
-    (tmp_path / "broken").touch()
+MORTAL = """
+    def initialize(self, _):
+        from pathlib import Path
+
+        assert not Path({broken!r}).exists(), "no server starts any more"
+"""
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Path:
+    """The tagger's repository, with a model that cannot be loaded once the file ``broken`` exists."""
+    shutil.copytree(PACKAGED / "btag", tmp_path / "models" / "btag")
+    shutil.copytree(MODELS / "failing", tmp_path / "models" / "failing")
+    with (tmp_path / "models" / "failing" / "1" / "failing.py").open("a") as file:
+        file.write(MORTAL.format(broken=str(tmp_path / "broken")))
+    return tmp_path / "models"
+
+
+def test_the_command_line_says_once_why_a_pool_was_lost_in_mid_run(mortal: Path, tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("sonic-parsl")
-    done = subprocess.run(
-        [program, "run", "btag_ttbar", str(analysis.path), "--site", str(dying), "--output", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert (done.stdout + done.stderr).count("The pool is lost") == 1, done.stderr
-    assert "3 servers in a row failed to start" in done.stderr
-    assert "Traceback" not in done.stderr
+    argv: list[str | Path] = [program, "run", "btag_ttbar", generate(tmp_path / "events.root", events=200_000)]
+    argv += ["--site", write_site(tmp_path), "--models", mortal, "--chunksize", "100", "--output", tmp_path / "out"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until(lambda: any(worker.cpu_times().user > 3.0 for worker in workers()), 90)
+            end_servers(tmp_path)
+            out, errors = process.communicate(timeout=90)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert "The pool is lost" not in out
+    before, verdict = errors.split("Error: The pool is lost: 3 servers in a row failed to start.")
+    told = [line.strip() for line in verdict.splitlines() if line.startswith("    ")]
+    assert any("no server starts any more" in line for line in told), verdict
+    assert not [line for line in told if line in before]
+    assert "Traceback" not in before + verdict
+    assert " left: " not in before
+    assert_nothing_is_left()
 
 
 # Checkpoints -----------------------------------------------------------------------
@@ -136,9 +164,8 @@ def test_the_command_line_says_once_why_the_pool_is_lost(dying: Path, analysis: 
 def test_a_checkpoint_is_found_again_and_not_after_a_change_of_model_or_analysis(
     analysis: Analysis, tmp_path: Path
 ) -> None:
-    packaged = Path(sonic.__file__).parent / "workflows" / "models"
     models, notes, kept = tmp_path / "models", tmp_path / "notes", tmp_path / "kept"
-    shutil.copytree(packaged, models)
+    shutil.copytree(PACKAGED, models)
     path = write_site(tmp_path, count=1, more=f"models: {models}, serve: [btag]")
 
     def chunks_run(processor: Noted) -> tuple[int, Any]:
