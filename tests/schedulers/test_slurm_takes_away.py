@@ -13,6 +13,7 @@ from typing_extensions import override
 from sonic_parsl.client.retry import FLOOR_S
 from sonic_parsl.executors.site import Site
 from sonic_parsl.protocol import ServerInfo
+from sonic_parsl.report import Report
 from tests.faults.runs import Analysis, agents, wait_whole, workers
 from tests.leaks import wait_until
 from tests.schedulers.daemons import command
@@ -117,22 +118,28 @@ def test_a_power_cut_of_a_servers_node_costs_no_event_and_no_more_than_a_lease_a
         wait_until(left(site, victim), SOON_S)
 
     analysis.check(analysis.run_and(power_cut, site, chunksize=SMALL))
-    after = site.report()
-    assert after.retries > before.retries, "nothing was asked of a server that had fallen silent"
-    assert max(line.waiting_s for line in after.chunk_records[len(before.chunk_records) :]) < SILENT_S
+    assert_answered_soon(site, before)
     slurm.restore_power()
     wait_whole(site, SERVERS)
 
 
+def assert_answered_soon(site: Site, before: Report) -> None:
+    """Check that what was asked of a server that fell silent did not wait for longer than a pool promises."""
+    after = site.report()
+    assert after.retries > before.retries, "nothing was asked of it"
+    assert max(line.waiting_s for line in after.chunk_records[len(before.chunk_records) :]) < SILENT_S
+
+
 def test_a_power_cut_of_one_node_of_a_block_costs_no_event(site: Site, slurm: Slurm, analysis: Analysis) -> None:
-    victim = server_of(site, "pair")
-    before = {entry.info.id for entry in site.pool.table.ready}
+    victim, before = server_of(site, "pair"), site.report()
+    servers = {entry.info.id for entry in site.pool.table.ready}
 
     def power_cut_of_one() -> None:
         slurm.cut_power("ipu1")
-        wait_until(lambda: before - {entry.info.id for entry in site.pool.table.ready}, SOON_S)
+        wait_until(lambda: servers - {entry.info.id for entry in site.pool.table.ready}, SOON_S)
 
     analysis.check(analysis.run_and(power_cut_of_one, site, chunksize=SMALL))
+    assert_answered_soon(site, before)
     slurm.restore_power()
     command("scancel", victim.job_id, check=False)  # Slurm may have ended it itself, or let it go on with one node
     wait_whole(site, SERVERS)
@@ -149,6 +156,7 @@ def test_a_power_cut_of_the_workers_node_costs_no_event(site: Site, slurm: Slurm
 def test_preempted_workers_cost_no_event(site: Site, slurm: Slurm, analysis: Analysis) -> None:
     """Slurm puts their job back into its queue, and starts it again."""
     lost = workers()
+    assert lost
 
     def preempted() -> None:
         preempt(slurm.node_of(workers_job(site)), "cpu")
@@ -162,6 +170,7 @@ def test_workers_whose_job_is_cancelled_cost_no_event(
 ) -> None:
     monkeypatch.setattr(site.dfk.executors["workers"].provider, "__class__", Attentive)
     lost = workers()
+    assert lost
 
     def cancelled() -> None:
         command("scancel", workers_job(site))
