@@ -22,6 +22,7 @@ from tritonclient.grpc import service_pb2
 from sonic_parsl import kserve, rpc
 from sonic_parsl.credentials import Credentials, Peer, registry_name
 from sonic_parsl.protocol import VERSION, Drain, Follow, Join, Leave, Renew, ServerInfo, ServerLoad, encode
+from sonic_parsl.server.runtimes.command import KEY_FILES
 
 UID = 54321
 """A user without a name, a home and a group."""
@@ -115,22 +116,33 @@ def opened(paths: list[str]) -> list[str]:
                 way(path)
             except (PermissionError, NotADirectoryError, IsADirectoryError):
                 continue
+            except FileNotFoundError:
+                break  # it has just gone
             found.append(f"{how} {path}")
     return found
 
 
-def seen_until_told() -> list[str]:
-    """Return every command line and environment that can be seen until standard input ends."""
+def seen_until_told(temporary: Path) -> dict[str, list[str]]:
+    """Return what can be seen until standard input ends.
+
+    That is every command line and environment, the servers' folders in `temporary`, and what can be done in them.
+    """
     os.set_blocking(sys.stdin.fileno(), False)
     seen: set[bytes] = set()
+    homes: set[str] = set()
+    done: set[str] = set()
     while not has_ended(sys.stdin.fileno()):
+        for home in temporary.glob("sonic-parsl-server-*"):
+            homes.add(str(home))
+            inside = [home, home / "models", home / "keys", *(home / "keys" / name for name in KEY_FILES.values())]
+            done.update(opened([*map(str, inside)]))
         for process in Path("/proc").glob("[0-9]*"):
             for name in ("cmdline", "environ"):
                 try:
                     seen.add((process / name).read_bytes())
                 except OSError:
                     continue
-    return [text.decode(errors="replace") for text in seen]
+    return {"seen": [text.decode(errors="replace") for text in seen], "homes": [*homes], "opened": [*done]}
 
 
 def has_ended(pipe: int) -> bool:
@@ -155,7 +167,7 @@ def main() -> None:
     sys.stdout.flush()
     outcome: dict[str, Any] = {"uid": os.getuid()}
     if "watch" in plan:
-        outcome["seen"] = seen_until_told()
+        outcome |= seen_until_told(Path(plan["watch"]))
     if "paths" in plan:
         outcome["opened"] = opened(plan["paths"])
     if "registry" in plan:

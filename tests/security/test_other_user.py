@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -10,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from parsl.providers import LocalProvider
 
@@ -31,38 +34,55 @@ SITE = """
 workers: {provider: local, workers-per-node: 1}
 servers:
   cpu: {device: cpu, lease: 10, start-timeout: 120, serve: [btag]}
-shared-filesystem: false
+shared-filesystem: %s
 driver: {run-dir: %s}
 """
 REFUSED = "UNAVAILABLE"
 """TLS does not let them in: no call is made at all."""
-SECRET_FILES = ("pool.json", "submit_scripts", "certificates")
+SECRET_FILES = re.compile(r"/pool\.json$|/cpu-block-\d+\.json$|/submit_scripts/|/certificates/")
 """Where keys may be, for their owner only."""
 
 
 @dataclass(frozen=True)
 class Up:
-    """A run that is up, and all that another user could see of its processes while it came up."""
+    """A run that is up, and what another user could see and do while it came up.
+
+    Attributes
+    ----------
+    seen
+        Arguments and environments of processes.
+    homes
+        Folders of servers.
+    opened
+        What could be read or changed in them.
+    """
 
     site: Site
     pool: ServerPool
     seen: list[str]
+    homes: list[str]
+    opened: list[str]
 
     def files(self) -> list[Path]:
         """Return the run's folders and files."""
         return [self.site.run_dir, *self.site.run_dir.rglob("*")]
 
+    def with_keys(self) -> list[Path]:
+        """Return the files that hold a key."""
+        return [path for path in self.files() if path.is_file() and holds_key(path.read_text(errors="replace"))]
 
-@pytest.fixture(scope="module")
-def up(other_user: Callable[..., Any], open_folder: Path) -> Iterator[Up]:
-    """A worker, and a server whose job carries what it needs."""
+
+@pytest.fixture(scope="module", params=["true", "false"], ids=["keys in files", "keys in jobs"])
+def up(request: pytest.FixtureRequest, other_user: Callable[..., Any], open_folder: Path) -> Iterator[Up]:
+    """A worker, and a server that finds what it needs in the run's folder, or whose job carries it."""
     path = open_folder / "site.yaml"
-    path.write_text(SITE % (open_folder / "runs"))
-    with other_user(watch=True) as watcher, sonic.load_site(path) as site:
+    path.write_text(SITE % (request.param, open_folder / "runs"))
+    with other_user(watch=tempfile.gettempdir()) as watcher, sonic.load_site(path) as site:
         site.wait_ready(120)
         run(site.coffea_executor(status=False), Scores(), chunksize=200)
         assert isinstance(site.pool, ServerPool)
-        yield Up(site, site.pool, watcher()["seen"])
+        outcome = watcher()
+        yield Up(site, site.pool, outcome["seen"], outcome["homes"], outcome["opened"])
 
 
 def credentials(pool: ServerPool) -> dict[str, dict[str, str]]:
@@ -109,12 +129,28 @@ def test_who_has_no_certificate_of_the_run_makes_no_call_to_registry_or_server(
 
 
 def test_no_file_of_the_run_can_be_read_or_changed(up: Up, other_user: Callable[..., Any]) -> None:
-    scripts = [path for path in up.files() if path.parent.name == "submit_scripts" and path.suffix == ".sh"]
-    assert [path.name for path in scripts if holds_key(path.read_text())], "no job carries a key"
+    kinds = {path.name if path.suffix == ".json" else path.suffix for path in up.with_keys()}
+    assert kinds == {"pool.json", "cpu-block-0.json" if up.site.settings.shared_filesystem else ".sh"}
+    # Parsl writes scripts: their own folder is closed.
+    closed = [path.parent if path.suffix == ".sh" else path for path in up.with_keys()]
+    assert not [path for path in closed if path.stat().st_mode & 0o077]
     with other_user(paths=[*map(str, up.files())]) as intruder:
         assert intruder()["opened"] == []
     assert up.site.run_dir.stat().st_mode & 0o777 == 0o700
     assert up.pool.ref_path.stat().st_mode & 0o777 == 0o600
+
+
+def test_nothing_in_a_servers_own_folder_can_be_read_or_changed_while_it_starts(up: Up) -> None:
+    assert len(up.homes) == 1
+    assert up.opened == []
+
+
+def test_a_server_listens_on_one_port(up: Up) -> None:
+    (entry,) = up.pool.table.ready
+    (triton,) = our_processes("bin/tritonserver --model")
+    connections = [one for process in (triton, *triton.children(recursive=True)) for one in process.net_connections()]
+    listening = {one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN}
+    assert listening == {int(entry.info.address.rpartition(":")[2])}
 
 
 def test_what_others_see_of_the_processes_holds_no_key_while_a_run_comes_up(up: Up) -> None:
@@ -135,9 +171,9 @@ def test_arguments_and_environment_of_its_processes_hold_no_key(up: Up) -> None:
 
 def test_logs_and_report_hold_no_key(up: Up) -> None:
     up.site.report().write(up.site.run_dir / "report.json")
-    kept = [path for path in up.files() if path.is_file() and not set(path.parts) & set(SECRET_FILES)]
-    assert {"parsl.log", "sonic-parsl.log", "report.json"} <= {path.name for path in kept}
-    assert not [path for path in kept if holds_key(path.read_text(errors="replace"))]
+    kept = {path.name for path in up.files() if path.is_file() and not SECRET_FILES.search(str(path))}
+    assert {"parsl.log", "sonic-parsl.log", "report.json"} <= kept
+    assert not [path for path in up.with_keys() if not SECRET_FILES.search(str(path))]
 
 
 def test_no_text_of_an_object_or_a_traceback_holds_a_key(up: Up) -> None:
