@@ -206,6 +206,41 @@ async def unread(refs: list[PoolRef], *, count: int) -> dict[str, int]:
     return Counter("refused" if isinstance(one, BaseException) else "OK" for one in let_in)
 
 
+async def crowd(refs: list[PoolRef], *, count: int, rounds: int) -> dict[str, int]:
+    """Follow at once by as many connections, some times over; the last time read until told to end.
+
+    Counts who heard of more than the first table then.
+    """
+    # Channels to one address share a connection, unless each has its own pool of them.
+    options = (*STUB_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+    channels = [open_channel(refs[0].registry, options) for _ in range(count)]
+    follow = encode(Follow(VERSION))
+
+    async def ask(channel: grpc.aio.Channel) -> Any:
+        for _ in range(rounds):
+            stream = channel.unary_stream(f"/{SERVICE}/Follow")(follow)
+            await stream.read()
+            stream.cancel()
+        return channel.unary_stream(f"/{SERVICE}/Follow")(follow)
+
+    streams = await asyncio.gather(*map(ask, channels))
+    heard = [0] * count
+
+    async def read(number: int) -> None:
+        async for _ in streams[number]:
+            heard[number] += 1
+
+    reading = [asyncio.ensure_future(read(number)) for number in range(count)]
+    await asyncio.gather(*(stream.initial_metadata() for stream in streams))
+    await _until_told()
+    for task in reading:
+        task.cancel()
+    await asyncio.gather(*reading, return_exceptions=True)
+    for channel in channels:
+        await channel.close()
+    return Counter("heard the news" if number > 1 else "heard nothing" for number in heard)
+
+
 CONNECTIONS = 8
 HELLO = bytes.fromhex("160301020001000001fc0303")
 """How a TLS hello begins: of 512 bytes, of which these are twelve."""
@@ -248,6 +283,7 @@ ATTACKS: dict[str, Callable[..., Coroutine[Any, Any, dict[str, int]]]] = {
     "oversize": oversize,
     "unread": unread,
     "half_open": half_open,
+    "crowd": crowd,
 }
 
 

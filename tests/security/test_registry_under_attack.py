@@ -31,6 +31,8 @@ ATTACK_S = 120.0
 ANSWER_S = 5.0
 """What an agent and a client may have to wait on a busy machine: after five, a registry counts as unreachable."""
 PAUSE_S = 0.1
+CROWD = 300
+"""Connections, each of them counted for itself: as many workers, who show one certificate."""
 LET_GO_S = 25.0
 """Beyond the ten seconds that a handshake may take, what a busy machine needs."""
 MAX_GROWTH_BYTES = 150 * 2**20
@@ -173,19 +175,31 @@ def test_messages_that_are_too_long_are_refused_unread(pool: ServerPool) -> None
         assert outcome(process) == {"RESOURCE_EXHAUSTED": 50}
 
 
-def test_followers_that_never_read_take_neither_memory_nor_time_of_others(pool: ServerPool) -> None:
-    async def make_news() -> None:
-        names = [f"news-{number}" for number in range(150)]
-        async with talking_to(pool.admit("news", "0")) as agent:
-            for name in names:
-                await agent.call(of_block(joining(name), "news"))
-            for name in names:
-                await agent.call(Leave(name, "0", "news", failed=False, reason="told to"))
+async def make_news(pool: ServerPool) -> None:
+    """Change the table some hundred times."""
+    names = [f"news-{number}" for number in range(150)]
+    async with talking_to(pool.admit("news", "0")) as agent:
+        for name in names:
+            await agent.call(of_block(joining(name), "news"))
+        for name in names:
+            await agent.call(Leave(name, "0", "news", failed=False, reason="told to"))
 
+
+def test_followers_that_never_read_take_neither_memory_nor_time_of_others(pool: ServerPool) -> None:
     with unharmed(pool), attacker("unread", [pool.ref], count=400) as process:
         wait_for_word(process)
-        asyncio.run(make_news())
+        asyncio.run(make_news(pool))
         assert outcome(process) == {"OK": 400}
+
+
+def test_hundreds_of_connections_of_one_client_that_follow_at_once_hold_nobody_up(pool: ServerPool) -> None:
+    registry = registry_of(pool.ref)
+    before = len(registry.net_connections("tcp"))
+    with unharmed(pool), attacker("crowd", [pool.ref], count=CROWD, rounds=30) as process:
+        wait_for_word(process)
+        assert len(registry.net_connections("tcp")) >= before + CROWD
+        asyncio.run(make_news(pool))
+        assert outcome(process) == {"heard the news": CROWD}
 
 
 def of_block(join: Join, group: str) -> Join:
