@@ -5,18 +5,25 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import numpy as np
 import psutil
 import pytest
 
+import sonic_parsl as sonic
 from sonic_parsl.pool.pool import ServerPool
+from sonic_parsl.workflows.btag_inputs import CLASSES, FEATURES
 from tests.faults.conftest import Ground
 from tests.faults.runs import LEASE_S, Analysis, agents, tritons, wait_whole, workers
 from tests.leaks import our_processes, wait_until
 from tests.pool.conftest import registry_of
 
+TAGGER = sonic.Model("btag", outputs=CLASSES)
+ROWS = np.ones((500, len(FEATURES)), dtype="float32")
 GONE_S = 30.0
 SLICE_S = 0.2
 """A server ten times slower is stopped for nine tenths of each such slice."""
@@ -148,8 +155,28 @@ def test_a_server_that_stops_without_a_word_costs_nothing(what: str, ground: Gro
 
 
 def test_a_server_ten_times_slower_than_the_other_costs_nothing(ground: Ground, analysis: Analysis) -> None:
-    with slowed(tritons()[0]):
+    slow = tritons()[0]
+    with slowed(slow):
         analysis.check(analysis.run(ground.site.coffea_executor(status=False)))
+        before = rows_by_server(ground)
+        # Who has several requests in flight sends the next one to where fewer wait.
+        with ThreadPoolExecutor(4) as threads:
+            assert len([*threads.map(lambda _: TAGGER(ROWS, lazy=False), range(200))]) == 200
+    asked = rows_by_server(ground) - before
+    assert 0 < 2 * asked.pop(id_of(ground, slow)) < asked.total(), asked
+
+
+def rows_by_server(ground: Ground) -> Counter[str]:
+    return Counter({line.id: line.rows for line in ground.site.report().servers})
+
+
+def id_of(ground: Ground, triton: psutil.Process) -> str:
+    """Return by which name the pool knows a Triton."""
+    ports = {str(one.laddr.port) for one in triton.net_connections("tcp") if one.status == psutil.CONN_LISTEN}
+    (found,) = [
+        entry.info.id for entry in ground.site.pool.table.ready if entry.info.address.rpartition(":")[2] in ports
+    ]
+    return found
 
 
 @contextmanager
