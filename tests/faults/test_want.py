@@ -61,6 +61,30 @@ def test_no_memory_for_a_request_is_an_error_and_the_next_one_is_answered(hungry
     assert_nothing_is_left()
 
 
+SMALL = """servers:
+  small: {device: cpu, count: 1, lease: 5, start-timeout: 20, worker-init: 'ulimit -v 400000'}"""
+"""In kB: enough for Python and its agent, and not for Triton, whose threads alone reserve more."""
+
+
+def test_a_node_without_memory_for_triton_says_so_and_the_run_goes_on_elsewhere(
+    analysis: Analysis, tmp_path: Path
+) -> None:
+    path = write_site(tmp_path, count=1)
+    path.write_text(path.read_text().replace("servers:", SMALL, 1))
+    with sonic.load_site(path) as site:
+        assert isinstance(site.pool, sonic.ServerPool)
+        pool = site.pool
+        wait_until(lambda: any(one.failed for one in pool.departures), 60)
+        analysis.check(analysis.run(site.coffea_executor(status=False)))
+        failed = [one for one in pool.departures if one.failed]
+        assert {one.group for one in failed} == {"small"}
+        assert re.search(r"Triton (ended at its start with exit code|was not ready after)", failed[0].reason)
+        assert failed[0].stderr
+        report = site.report()
+        assert [line.group for line in report.servers if line.rows] == ["triton"]
+    assert_nothing_is_left()
+
+
 # Ports --------------------------------------------------------------------------
 
 
