@@ -178,8 +178,13 @@ class Slurm:
             dark += more
 
     def restore_power(self) -> None:
-        """Switch nodes on again whose power was cut; nothing of what they had in memory is there."""
+        """Switch nodes on again whose power was cut; nothing of what they had in memory is there.
+
+        Slurm is told that they were down, which it would notice itself by and by: jobs that were to end there may take a
+        minute to do so otherwise.
+        """
         for name in tuple(self._dark):
+            command("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=power")
             self._lose(name)
             command("slurmd", "-N", name)
 
