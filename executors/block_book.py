@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -147,7 +148,7 @@ class BlockBook:
             servers_starting=states.count("starting"),
             servers_leaving=states.count("draining"),
             ready_at=now if block.ready_at is None and "ready" in states else block.ready_at,
-            ends_at=min((entry.info.ends_at for entry in entries if entry.info.ends_at is not None), default=None),
+            ends_at=_ends_at(block, entries, now),
             running_at=block.running_at if block.running_at is not None or not states else now,
             gone_at=None if states else gone_at,
         )
@@ -169,6 +170,17 @@ class BlockBook:
     def _update(self, block_id: str, **changes: object) -> None:
         if block_id in self._blocks:
             self._blocks[block_id] = replace(self._blocks[block_id], **changes)  # type: ignore[arg-type]
+
+
+def _ends_at(block: Block, entries: Sequence[ServerEntry], now: float) -> float | None:
+    """Return when the walltime of the block's job ends, by the clock of `now`; None where no server says it.
+
+    Servers say it in seconds since the epoch. It is turned around once, when it is first heard, for that clock may be set.
+    """
+    told = [entry.info.ends_at for entry in entries if entry.info.ends_at is not None]
+    if not told or block.ends_at is not None:
+        return block.ends_at if told else None
+    return now + min(told) - time.time()
 
 
 def _describe(job: JobStatus) -> str:

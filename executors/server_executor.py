@@ -348,7 +348,6 @@ class ServerExecutor(SteadilyPolled, RepresentationMixin):  # type: ignore[misc]
         self.pool.prospects.tell(self.label, frozenset() if decision.hopeless else self._models)
         for block_id, reason in decision.cancel:
             logger.warning("Cancelling block %s of %s: %s", block_id, self.label, reason)
-            self._book.fail(block_id, reason)
         self._cancel([block_id for block_id, _ in decision.cancel])
         self.pool.failures[self.label] = [(one.id, one.failure) for one in self._book.blocks if one.failure]
         for block_id in decision.drain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -251,3 +252,15 @@ def test_a_running_total_that_shrinks_is_not_taken_for_work(book: BlockBook) -> 
     only = replace(loaded((6, 60.0)), generation=2)
     book.hear_registry(only, [], now=2.0)
     assert book.demand(3.0) == Demand(queue_ms=0.0, idle_s=2.0, unserved_s=1.0)
+
+
+def test_when_a_walltime_ends_is_told_by_the_books_own_clock(book: BlockBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = entry("0")
+    ends = replace(served, info=replace(served.info, ends_at=time.time() + 100.0))
+    book.hear_registry(table(ends), [], now=5.0)
+    assert block(book).ends_at == pytest.approx(105.0, abs=1.0)
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # somebody sets the wall clock
+    book.hear_registry(table(ends), [], now=6.0)
+    assert block(book).ends_at == pytest.approx(105.0, abs=1.0)
+    book.hear_registry(table(), [], now=7.0)
+    assert block(book).ends_at is None

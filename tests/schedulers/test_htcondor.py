@@ -178,6 +178,8 @@ def test_the_analysis_is_right_though_a_server_is_removed_in_the_middle(pool: HT
         said, _ = process.communicate(timeout=RUN_S)
         assert process.returncode == 0, said
     assert_right(pool)
+    report = json.loads((pool.home / "out/report.json").read_text())
+    assert removed in {line["job_id"] for line in report["servers"]}
     assert_gone(pool)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +42,43 @@ class Paced(ScoresAndHistograms):
         return super().process(events)
 
 
-def test_a_run_that_outlives_three_generations_of_servers_has_no_failed_request(
+def test_a_run_that_outlives_three_generations_of_servers_has_no_failed_request_and_always_one_that_is_ready(
     slurm: Slurm, analysis: Analysis, tmp_path: Path
 ) -> None:
     with up(write_site(tmp_path, WORKERS, {"gpu": SHORT}), analysis, 1, slurm.jobs) as site:
         runner = Runner(executor=site.coffea_executor(status=False), schema=btag_ttbar.schema, chunksize=CHUNK)
-        analysis.check(runner({"ttbar": {"files": {str(analysis.path): "Events"}}}, Paced()))
+        with gaps_s(site) as gaps:
+            analysis.check(runner({"ttbar": {"files": {str(analysis.path): "Events"}}}, Paced()))
         report = site.report()
     assert len(left(site)) >= GENERATIONS
+    assert gaps == []
     assert {reason for _, reason in left(site)[:GENERATIONS]} == {"its walltime ends soon"}
     assert (report.retries, report.failovers, report.warnings) == (0, 0, ())
     assert report.events_in == report.events_out
     assert len([line for line in report.servers if line.rows]) > GENERATIONS
+
+
+@contextmanager
+def gaps_s(site: Site) -> Iterator[list[float]]:
+    """Yield the lengths of the times without a ready server, in s; they are there at the end."""
+    over, found = threading.Event(), list[float]()
+
+    def follow() -> None:
+        since = None
+        while not over.wait(0.01):
+            if site.pool.table.ready:
+                found.extend([] if since is None else [time.monotonic() - since])
+                since = None
+            elif since is None:
+                since = time.monotonic()
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
 
 
 def left(site: Site) -> list[tuple[str, str]]:
