@@ -155,7 +155,7 @@ def test_the_command_line_says_once_why_a_pool_was_lost_in_mid_run(mortal: Path,
     assert not [line for line in told if line in before]
     assert "Traceback" not in before + verdict
     assert " left: " not in before
-    assert_nothing_is_left()
+    assert_nothing_is_left(60)
 
 
 # Checkpoints -----------------------------------------------------------------------
