@@ -11,7 +11,7 @@ from typing import Any
 
 import sonic_parsl as sonic
 from sonic_parsl.pool.pool import ServerPool
-from tests.faults.runs import tritons
+from tests.faults.runs import agents, tritons
 from tests.leaks import wait_until
 from tests.schedulers.daemons import command
 from tests.schedulers.runs import GONE_S, START_S, write_site
@@ -69,7 +69,8 @@ def test_a_server_is_seen_in_the_queue_at_work_on_its_way_out_and_lost(slurm: Sl
 
         successor = wait_for(site.run_dir, "ready")
         assert successor["job"] != ready["job"]
-        command("scancel", "--signal=KILL", "--full", successor["job"])
+        wait_until(lambda: len(agents()) == 1, GONE_S)
+        agents()[0].kill()
         lost = wait_for(site.run_dir, "lost")  # and the one that left when it was asked to is not
         assert (lost["job"], lost["block"]) == (successor["job"], successor["block"])
         assert lost["reason"]
