@@ -26,7 +26,7 @@ from sonic_parsl.errors import (
     ResponseError,
 )
 from sonic_parsl.protocol import ServedModel, ServerLoad, TensorSpec
-from sonic_parsl.rpc import call_metadata, open_channel
+from sonic_parsl.rpc import answer_within, call_metadata, open_channel
 from sonic_parsl.status import translate
 
 Array = npt.NDArray[Any]
@@ -233,7 +233,7 @@ class KServe:
         ResponseError
             The server says that all is well, and nothing else.
         """
-        answer: bytes | None = await self._infer(request, timeout=timeout_s, metadata=self._metadata)
+        answer: bytes | None = await answer_within(self._infer(request, metadata=self._metadata), timeout_s)
         if answer is None:
             raise ResponseError("The server ended the request well, and without an answer.")
         return answer
@@ -353,7 +353,7 @@ class KServe:
             request_serializer=kinds["Request"].SerializeToString,
             response_deserializer=kinds["Response"].FromString,
         )
-        return await call(kinds["Request"](**request), timeout=timeout_s, metadata=self._metadata)
+        return await answer_within(call(kinds["Request"](**request), metadata=self._metadata), timeout_s)
 
 
 def _configured(tensors: Any) -> tuple[TensorSpec, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -87,6 +87,36 @@ def open_channel(peer: Peer, options: ChannelOptions = CHANNEL_OPTIONS) -> grpc.
     return grpc.aio.secure_channel(peer.address, credentials, options=options)
 
 
+async def answer_within(call: Awaitable[T], timeout_s: float) -> T:
+    """Return the answer to a gRPC call that was made without a timeout, or give it up after `timeout_s`.
+
+    gRPC's own timeout is an instant of the wall clock: set forward between two readings, the call is over before it
+    is sent; set back, it never is.
+
+    Raises
+    ------
+    grpc.aio.AioRpcError
+        The call failed, or took longer (``DEADLINE_EXCEEDED``).
+    """
+    late = False
+
+    def give_up() -> None:
+        nonlocal late
+        late = call.cancel()  # type: ignore[attr-defined] # gRPC ships no types
+
+    timer = asyncio.get_running_loop().call_later(timeout_s, give_up)
+    try:
+        return await call
+    except asyncio.CancelledError:
+        if not late:
+            raise
+        nothing = grpc.aio.Metadata()
+        text = f"no answer in {timeout_s:.3g} s"
+        raise grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, nothing, nothing, text) from None
+    finally:
+        timer.cancel()
+
+
 def call_metadata(peer: Peer) -> tuple[tuple[str, str], ...]:
     """Return what each call to `peer` carries beside its message."""
     return () if peer.token is None else (("authorization", f"Bearer {peer.token}"),)
@@ -131,7 +161,7 @@ class RegistryStub:
         """
         method = self._channel.unary_unary(f"/{SERVICE}/{type(message).__name__}")
         try:
-            return decode(Ack, await method(encode(message), timeout=CALL_TIMEOUT_S))
+            return decode(Ack, await answer_within(method(encode(message)), CALL_TIMEOUT_S))
         except grpc.aio.AioRpcError as error:
             raise _translate(error) from None
 

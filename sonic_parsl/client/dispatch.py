@@ -228,8 +228,9 @@ class Dispatcher:
 
     def _settle(self, task: asyncio.Task[None], request: Request, link: Link) -> None:
         self._tasks.discard(task)
-        request.task = None  # a task that was cancelled keeps its gRPC call alive, which a fork must not see
-        request.job.in_flight.discard(request)
+        if request.task is task:  # else it was recalled and is under way again
+            request.task = None  # a task that was cancelled keeps its gRPC call alive, which a fork must not see
+            request.job.in_flight.discard(request)
         link.release(request)
         self._bytes_in_flight -= request.nbytes
         self._close_if_idle(link)
@@ -249,7 +250,7 @@ class Dispatcher:
     def _failed(self, request: Request, link: Link, fault: Fault, sent: float) -> None:
         job, now = request.job, time.monotonic()
         job.last_error = fault.error
-        if job.done:
+        if job.done or request.task is not asyncio.current_task():  # nobody waits, or it was recalled
             return
         if fault.retry == "never" or request.suspected >= ASKED.get(fault.retry, sys.maxsize):
             self._end(job, fault.error)
@@ -298,7 +299,8 @@ class Dispatcher:
     def _recall_all(self, link: Link) -> None:
         """Cancel what is in flight to a server; it goes to the next one at once."""
         for request in tuple(link.in_flight):
-            if request.task and request.task.cancel() and not request.job.done:
+            task, request.task = request.task, None
+            if task and task.cancel() and not request.job.done:
                 self._lanes.setdefault(request.job.key, Lane()).again.append(request)
 
     # Tasks and timers ----------------------------------------------------------

@@ -68,6 +68,25 @@ def test_requests_to_a_server_whose_lease_ends_go_elsewhere_at_once(
     assert record.retries == record.failovers > 0
 
 
+def test_requests_go_on_at_once_as_often_as_leases_end(
+    registry: Registry, session: Session, servers: Servers, wait_for: Callable[..., None]
+) -> None:
+    *frozen, last = servers.start(3)
+    start = time.monotonic()
+    for number, server in enumerate(frozen):
+        server.signal(signal.SIGSTOP)
+        registry.show(server.entry())
+        if not number:
+            call = send(session)
+        wait_for(lambda: set(session._dispatcher._links) == {server.id} and most_in_flight(session))  # noqa: B023
+    registry.show(last.entry())
+    np.testing.assert_array_equal(call.result(60.0)["OUTPUT0"], X)
+    assert time.monotonic() - start < 8.0  # sooner than any time-out
+    record = call.ledger.record()
+    assert record.retries == 2 * MAX_REQUESTS_IN_FLIGHT
+    assert record.servers.keys() == {last.id}
+
+
 def test_a_draining_server_gets_nothing_new(
     registry: Registry, session: Session, pair: list[Server], wait_for: Callable[..., None]
 ) -> None:

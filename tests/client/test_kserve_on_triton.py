@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from sonic_parsl.credentials import Peer
-from sonic_parsl.errors import InferenceError, ModelNotFoundError, RejectedError
+from sonic_parsl.errors import DeadlineError, InferenceError, ModelNotFoundError, RejectedError
 from sonic_parsl.kserve import KServe
 from sonic_parsl.protocol import TensorSpec
 
@@ -70,6 +71,24 @@ def test_refusals_are_told_apart(pair: list[Server]) -> None:
                 await stub.infer("identity", "7", {"INPUT0": X}, ["OUTPUT0"], timeout_s=5.0)
             with pytest.raises(ModelNotFoundError, match="'nope' is not found"):
                 await stub.served("nope", timeout_s=5.0)
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_a_wall_clock_that_is_set_while_a_request_is_made_neither_ends_nor_prolongs_it(
+    pair: list[Server], monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + hours * 3600)  # what C reads a moment later is another one
+
+    async def check() -> None:
+        async with connected(pair[0].address) as stub:
+            assert await stub.ready(5.0)
+            outputs = await stub.infer("identity", "1", {"INPUT0": X}, ["OUTPUT0"], timeout_s=5.0, rows=64)
+            np.testing.assert_array_equal(outputs["OUTPUT0"], X)
+            with pytest.raises(DeadlineError, match=r"did not answer in time: no answer in 0.001 s"):
+                await stub.infer("timed", "1", {"INPUT0": X[:, :4].copy()}, ["OUTPUT0"], timeout_s=0.001)
 
     asyncio.run(check())
 
