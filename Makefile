@@ -43,6 +43,7 @@ bench: install
 	$(BIN)/python -m benchmarks.overhead --json out/overhead.json
 	$(BIN)/python -m benchmarks.overlap --json out/overlap.json
 	$(BIN)/python -m benchmarks.peer_coffea --json out/peer_coffea.json
+	$(BIN)/python -m benchmarks.balance --json out/balance.json
 	$(BIN)/python -m benchmarks.recovery --json out/recovery.json
 	$(BIN)/python -m benchmarks.elasticity --json out/elasticity.json
 

@@ -31,10 +31,11 @@ MODELS = Path(__file__).parents[1] / "tests" / "models"
 SITE = """
 workers: {{provider: local, workers-per-node: 1}}
 servers:
-  triton: {{device: cpu, count: {servers}, lease: {lease_s:g}, start-timeout: {ready_s:g}, models: {models}}}
+{groups}
 driver: {{run-dir: {folder}/runs}}
 security: {security}
 """
+GROUP = "  {name}: {{device: cpu, count: {servers}, lease: {lease_s:g}, start-timeout: {ready_s:g}, models: {models}}}"
 
 TIMED = """
 name: "{name}"
@@ -93,31 +94,42 @@ class Identity:
 
 
 @contextmanager
-def serve(*models: Timed | Identity, servers: int = 1, lease_s: float = 15.0, tls: bool = True) -> Iterator[Site]:
-    """Bring up a site whose servers have `models`, wait for them, and leave nothing of it.
+def serve(
+    *groups: Sequence[Timed | Identity],
+    servers: int = 1,
+    lease_s: float = 15.0,
+    tls: bool = True,
+) -> Iterator[Site]:
+    """Bring up a site, wait for its servers, and leave nothing of it.
 
     Parameters
     ----------
+    groups
+        Groups of servers, each as the models it has.
+    servers
+        How many each group has.
     tls
         Whether connections are encrypted, with certificates on both sides, as they are by default.
     """
     with tempfile.TemporaryDirectory(prefix="sonic-parsl-benchmark-") as name:
         folder = Path(name)
-        for model in models:
-            model.write(folder / "models")
-        path = folder / "benchmark.yaml"
-        path.write_text(
-            SITE.format(
-                servers=servers,
-                lease_s=lease_s,
-                ready_s=READY_S,
-                models=folder / "models",
-                folder=folder,
-                security="tls" if tls else "none",
+        lines = []
+        for number, models in enumerate(groups):
+            for model in models:
+                model.write(folder / f"models-{number}")
+            lines.append(
+                GROUP.format(
+                    name=f"triton-{number}",
+                    servers=servers,
+                    lease_s=lease_s,
+                    ready_s=READY_S,
+                    models=folder / f"models-{number}",
+                )
             )
-        )
+        path = folder / "benchmark.yaml"
+        path.write_text(SITE.format(groups="\n".join(lines), folder=folder, security="tls" if tls else "none"))
         with load_site(path) as site:
-            site.pool.wait_ready(servers, timeout_s=READY_S)
+            site.pool.wait_ready(servers * len(groups), timeout_s=READY_S)
             yield site
 
 

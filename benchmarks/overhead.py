@@ -195,7 +195,7 @@ def measure(rounds: int, quick: bool) -> list[Row]:
     """Measure requests per second to one Triton, identity of 32 floats: ours beside raw tritonclient."""
     found = []
     for tls in (False, True):
-        with serve(*map(Identity, REQUESTS), tls=tls) as site, raw_client(site) as raw:
+        with serve([*map(Identity, REQUESTS)], tls=tls) as site, raw_client(site) as raw:
             ours = session(site.pool.ref)
             for rows in REQUESTS:
                 found += compare(raw, ours, rows, rounds, QUICK if quick else 1, "TLS" if tls else "plain")

@@ -81,7 +81,7 @@ def wall_time(path: Path, *, passes: int, scored: bool) -> float:
 
 def measure(rounds: int, quick: bool) -> list[Row]:
     """Measure process() with a model of 300 ms: its wall time beside the longer of inference and columnar work."""
-    with jets_file(QUICK_EVENTS if quick else EVENTS) as path, serve(SLOW):
+    with jets_file(QUICK_EVENTS if quick else EVENTS) as path, serve([SLOW]):
         inference = partial(wall_time, path, passes=0, scored=True)
         return [_compare(path, inference, share, rounds) for share in (QUICK_SHARES if quick else SHARES)]
 

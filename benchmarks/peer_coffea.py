@@ -124,7 +124,7 @@ def measure(rounds: int, quick: bool) -> list[Row]:
     models = [
         Timed(f"service_{ms:g}_ms", ms, instances, MAX_BATCH) for ms in (QUICK_SERVICE_MS if quick else SERVICE_MS)
     ]
-    with jets_file(events) as path, serve(*models, tls=False) as site:
+    with jets_file(events) as path, serve(models, tls=False) as site:
         analysis = Analysis(path, events // CHUNKS)
         address = site.pool.table.ready[0].info.address
         return [compare(analysis, model, address, rounds) for model in models]

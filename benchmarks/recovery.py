@@ -34,7 +34,7 @@ def time_lost(site: Site, number: signal.Signals) -> float:
 def measure(rounds: int, quick: bool) -> list[Row]:
     """Measure the time from a signal to one of two servers to the answer of the last affected row."""
     lease_s = QUICK_LEASE_S if quick else LEASE_S
-    with serve(STEADY, servers=2, lease_s=lease_s) as site:
+    with serve([STEADY], servers=2, lease_s=lease_s) as site:
         killed, frozen = in_turns(
             rounds,
             partial(time_lost, site, signal.SIGKILL),

@@ -18,7 +18,7 @@ from tests.leaks import assert_nothing_is_left
 ROOT = Path(__file__).parents[1]
 AS_ROOT = ("elasticity",)
 """These start a scheduler."""
-NAMES = ("overhead", "overlap", "peer_coffea", "recovery", *AS_ROOT)
+NAMES = ("overhead", "overlap", "peer_coffea", "balance", "recovery", *AS_ROOT)
 RUN = [name for name in NAMES if os.geteuid() == 0 or name not in AS_ROOT]
 KEYS = {"what", "ours", "peer", "unit", "ratio", "reach"}
 RUN_S = 480

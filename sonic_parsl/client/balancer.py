@@ -1,18 +1,48 @@
-"""Which server gets the next request: the less busy of two chosen at random."""
+"""Which server gets the next request: of two chosen at random, the one that should answer sooner."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
+
+from sonic_parsl.client.retry import SMOOTHING
+
+FORGET_S = 5.0
+"""A server that is asked nothing looks twice as fast after so long: one that was slow once is tried again."""
+
+
+class Pace:
+    """How fast a server answers a model's rows, as one process sees it.
+
+    By Little's law (J. D. C. Little, Operations Research 9, 383 (1961)), rows in flight over latency are rows a second.
+    Latency holds the waiting behind others' requests, and so the load that this process knows nothing of.
+    """
+
+    def __init__(self) -> None:
+        self._latency_s = self._rows = self._at = 0.0
+
+    def learn(self, latency_s: float, rows: int, *, now: float) -> None:
+        """Take over an answer: `rows` were in flight when its request was sent, its own among them.
+
+        Rows and latencies are averaged apart: a call's last, small request, whose time is none of its rows',
+        says no more than its share.
+        """
+        weight = SMOOTHING if self._rows else 1.0
+        self._latency_s += weight * (latency_s - self._latency_s)
+        self._rows += weight * (rows - self._rows)
+        self._at = now
+
+    def s_per_row(self, now: float, *, idle: bool) -> float | None:
+        """Return the seconds that a row takes; None where nothing was answered yet."""
+        if not self._rows:
+            return None
+        forgotten = 2.0 ** ((self._at - now) / FORGET_S) if idle else 1.0
+        return forgotten * self._latency_s / self._rows
 
 
 class Candidate(Protocol):
     """A server that could take a request."""
-
-    @property
-    def server_id(self) -> str:
-        """Its name in the table."""
 
     @property
     def rows_in_flight(self) -> int:
@@ -22,27 +52,30 @@ class Candidate(Protocol):
 C = TypeVar("C", bound=Candidate)
 
 
-def choose(candidates: Sequence[C], rng: random.Random, avoid: Collection[str] = ()) -> C:
+def choose(candidates: Sequence[C], rows: int, pace: Callable[[C], float | None], rng: random.Random) -> C:
     """Choose one of `candidates` by power of two choices.
 
     Two random ones are compared, not all: clients that do not know of each other would otherwise all
-    run to the same idle server.
+    run to the same server. Where only one's pace is known, both count as equally fast.
 
     Parameters
     ----------
     candidates
         At least one.
+    rows
+        Of the request.
+    pace
+        Returns how many seconds a row takes a server; None where that is not known.
     rng
         Where chance comes from.
-    avoid
-        Ids of servers that are chosen only when there is no other.
     """
-    pool = [candidate for candidate in candidates if candidate.server_id not in avoid] if avoid else candidates
-    pool = pool or candidates
-    count = len(pool)
+    count = len(candidates)
     if count == 1:
-        return pool[0]
+        return candidates[0]
     first = int(rng.random() * count)
     second = (first + 1 + int(rng.random() * (count - 1))) % count
-    one, other = pool[first], pool[second]
-    return other if other.rows_in_flight < one.rows_in_flight else one
+    one, other = candidates[first], candidates[second]
+    slow, fast = pace(one), pace(other)
+    if slow is None or fast is None:
+        slow = fast = 1.0
+    return other if fast * (other.rows_in_flight + rows) < slow * (one.rows_in_flight + rows) else one

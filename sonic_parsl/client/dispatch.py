@@ -196,7 +196,7 @@ class Dispatcher:
         fit = [x for x in able if x.server_id not in avoid and job.accepts(x.offers[job.key])]
         if not fit:
             return False
-        link = choose(fit, self._rng)
+        link = choose(fit, request.row_count, lambda one: one.s_per_row(job.key, now=now), self._rng)
         job.settle_on(link.offers[job.key], link.server_id)
         job.sending(request, link.server_id)
         link.send(request)
@@ -239,9 +239,10 @@ class Dispatcher:
     # What comes of it ----------------------------------------------------------
 
     def _answered(self, request: Request, link: Link, sent: float) -> None:
-        job, latency_s = request.job, time.monotonic() - sent
+        job, now = request.job, time.monotonic()
+        latency_s = now - sent
         self._usual_s[job.key] = learn(self._usual_s.get(job.key), latency_s)
-        link.answered(job.key, sent=sent)
+        link.answered(request, sent=sent, now=now)
         job.call.ledger.answered(link.server_id, request.row_count, latency_s)
         if job.gather.complete:
             self._jobs.discard(job)

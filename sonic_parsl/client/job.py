@@ -21,7 +21,13 @@ _serials = itertools.count(1)
 
 @dataclass(eq=False)
 class Request:
-    """Rows of a call that go to a server together, as often as it takes."""
+    """Rows of a call that go to a server together, as often as it takes.
+
+    Attributes
+    ----------
+    rows_at_server
+        This process's rows in flight to its server when it was sent last, its own among them.
+    """
 
     job: Job
     number: int
@@ -31,6 +37,7 @@ class Request:
     timed_out: int = 0
     suspected: int = 0
     not_before: float = 0.0
+    rows_at_server: int = 0
     last_server: str | None = None
     failed_on: set[str] = field(default_factory=set)
     task: asyncio.Task[None] | None = None

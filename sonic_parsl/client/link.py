@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 
+from sonic_parsl.client.balancer import Pace
 from sonic_parsl.client.job import Request
 from sonic_parsl.client.retry import backoff
 from sonic_parsl.client.table import ModelKey, Offer, key_of
@@ -28,6 +30,7 @@ class Link:
         self.rows_in_flight = 0
         self.in_flight: set[Request] = set()
         self._kserve: KServe | None = None
+        self._paces: defaultdict[ModelKey, Pace] = defaultdict(Pace)
         self._rests: dict[ModelKey, tuple[int, float, float]] = {}
 
     def update(self, entry: ServerEntry) -> None:
@@ -53,18 +56,25 @@ class Link:
         """Count a request as in flight."""
         self.in_flight.add(request)
         self.rows_in_flight += request.row_count
+        request.rows_at_server = self.rows_in_flight
 
     def release(self, request: Request) -> None:
         """Count it no longer."""
         self.in_flight.discard(request)
         self.rows_in_flight -= request.row_count
 
+    def s_per_row(self, key: ModelKey, *, now: float) -> float | None:
+        """Return how many seconds a row of a model takes it; None where that is not known."""
+        return self._paces[key].s_per_row(now, idle=not self.in_flight)
+
     def rests_until(self, key: ModelKey) -> float:
         """Return until when it should be spared requests for a model."""
         return self._rests[key][2] if key in self._rests else 0.0
 
-    def answered(self, key: ModelKey, *, sent: float) -> None:
-        """Note that it works, unless it has failed since: a server that ends still answers what it has begun."""
+    def answered(self, request: Request, *, sent: float, now: float) -> None:
+        """Note how fast it is; and that it works, unless it has failed since: one that ends answers what it has begun."""
+        key = request.job.key
+        self._paces[key].learn(now - sent, request.rows_at_server, now=now)
         if key in self._rests and sent >= self._rests[key][1]:
             del self._rests[key]
 

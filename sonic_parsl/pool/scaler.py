@@ -15,7 +15,7 @@ BACK_OFF_S = 2.0
 MAX_BACK_OFF_S = 60.0
 STARTS_LEARNT = 5
 """So many of the last starts tell how long the next one takes; the batch queue is a part of it, and it changes."""
-LEAD_MARGIN = 1.25
+LEAD_MARGIN = 1.5
 """The next start may take this much longer than the longest of them."""
 LAST_WORDS_S = 15.0
 """A server that has joined and is late ends by itself, and says what its Triton wrote; it began later than its job."""

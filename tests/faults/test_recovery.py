@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -160,11 +159,10 @@ def test_a_server_ten_times_slower_than_the_other_costs_nothing(ground: Ground, 
     with slowed(slow):
         analysis.check(analysis.run(ground.site.coffea_executor(status=False)))
         before = rows_by_server(ground)
-        # Who has several requests in flight sends the next one to where fewer wait.
-        with ThreadPoolExecutor(4) as threads:
-            assert len([*threads.map(lambda _: TAGGER(ROWS, lazy=False), range(200))]) == 200
+        for _ in range(200):
+            TAGGER(ROWS, lazy=False)
     asked = rows_by_server(ground) - before
-    assert 0 < 2 * asked.pop(id_of(ground, slow)) < asked.total(), asked
+    assert 0 < 4 * asked.pop(id_of(ground, slow)) < asked.total(), asked
 
 
 def rows_by_server(ground: Ground) -> Counter[str]:
