@@ -162,7 +162,7 @@ def test_a_server_ten_times_slower_than_the_other_costs_nothing(ground: Ground, 
         for _ in range(200):
             TAGGER(ROWS, lazy=False)
     asked = rows_by_server(ground) - before
-    assert 0 < 4 * asked.pop(id_of(ground, slow)) < asked.total(), asked
+    assert 4 * asked.pop(id_of(ground, slow), 0) < asked.total(), asked
 
 
 def rows_by_server(ground: Ground) -> Counter[str]:
