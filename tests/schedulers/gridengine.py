@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 from tests.leaks import wait_until
 from tests.schedulers.apt import provide
 from tests.schedulers.daemons import booted, command, end, free_ports, listens, process_of
@@ -104,18 +106,28 @@ class GridEngine:
         with suppress(AssertionError):
             command("qdel", "-f", "-u", "*", check=False)
             wait_until(lambda: not self.jobs(), BOOT_S)
-        pid_files = (self._root / "execd" / self._host / "execd.pid", self._root / "qmaster" / "qmaster.pid")
-        end(*map(process_of, pid_files))
+        end(self._execd, process_of(self._root / "qmaster" / "qmaster.pid"))
 
     def jobs(self) -> list[str]:
         """Return a line for each job: id, priority, name, user, state."""
         return command("qstat", "-u", "*").splitlines()[2:]
 
+    @contextmanager
+    def silent_node(self) -> Iterator[None]:
+        """Freeze the daemon of the node: jobs that are sent there do not arrive."""
+        execd = self._execd
+        assert execd is not None
+        execd.suspend()
+        try:
+            yield
+        finally:
+            execd.resume()
+
     # ----------------------------------------------------------------------------
 
     @property
-    def _host(self) -> str:
-        return next((path.parent.name for path in self._root.glob("execd/*/execd.pid")), "localhost")
+    def _execd(self) -> psutil.Process | None:
+        return next((process_of(path) for path in self._root.glob("execd/*/execd.pid")), None)
 
     def _make_cell(self) -> None:
         common = self._root / "default" / "common"
