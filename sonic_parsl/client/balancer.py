@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from sonic_parsl.client.retry import SMOOTHING
 
-FORGET_S = 5.0
+FORGET_S = 2.0
 """A server that is asked nothing looks twice as fast after so long: one that was slow once is tried again."""
 
 
@@ -16,10 +16,12 @@ class Pace:
     """How fast a server answers a model's rows, as one process sees it.
 
     By Little's law (J. D. C. Little, Operations Research 9, 383 (1961)), rows in flight over latency are rows a second.
-    Latency holds the waiting behind others' requests, and so the load that this process knows nothing of.
+    Latency holds the waiting behind others' requests, and so the load that this process knows nothing of. The first
+    answer does not count: it holds the connecting and warming up.
     """
 
     def __init__(self) -> None:
+        self._first = True
         self._latency_s = self._rows = self._at = 0.0
 
     def learn(self, latency_s: float, rows: int, *, now: float) -> None:
@@ -28,13 +30,16 @@ class Pace:
         Rows and latencies are averaged apart: a call's last, small request, whose time is none of its rows',
         says no more than its share.
         """
+        if self._first:
+            self._first = False
+            return
         weight = SMOOTHING if self._rows else 1.0
         self._latency_s += weight * (latency_s - self._latency_s)
         self._rows += weight * (rows - self._rows)
         self._at = now
 
     def s_per_row(self, now: float, *, idle: bool) -> float | None:
-        """Return the seconds that a row takes; None where nothing was answered yet."""
+        """Return the seconds that a row takes; None where it is not known yet."""
         if not self._rows:
             return None
         forgotten = 2.0 ** ((self._at - now) / FORGET_S) if idle else 1.0

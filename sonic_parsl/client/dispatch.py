@@ -164,7 +164,7 @@ class Dispatcher:
         while lane.jobs and able and room:
             job = lane.jobs[0]
             while job.waiting and able and not job.done and (room := self._has_room(job.waiting[0])):
-                if not self._send(job.waiting[0], able, now):
+                if not self._send(job.waiting[0], serving, able, now):
                     passed.append(job)  # its kind of server is busy; another call may go on
                     break
                 job.waiting.popleft()
@@ -188,15 +188,24 @@ class Dispatcher:
             return False
         others_exist = any(link.server_id not in request.failed_on for link in serving)
         avoid = request.failed_on if others_exist else set()
-        return self._has_room(request) and self._send(request, able, now, avoid)
+        return self._has_room(request) and self._send(request, serving, able, now, avoid)
 
-    def _send(self, request: Request, able: list[Link], now: float, avoid: Collection[str] = ()) -> bool:
+    def _send(
+        self, request: Request, serving: list[Link], able: list[Link], now: float, avoid: Collection[str] = ()
+    ) -> bool:
         """Send to one of the links that are able and offer what the call needs, if there is one."""
         job = request.job
-        fit = [x for x in able if x.server_id not in avoid and job.accepts(x.offers[job.key])]
-        if not fit:
+
+        def fit(links: list[Link]) -> list[Link]:
+            return [x for x in links if x.server_id not in avoid and job.accepts(x.offers[job.key])]
+
+        fitting = fit(able)
+        late = [x for x in fitting if x.is_spared(job.key, now=now)]
+        if late and any(not x.is_spared(job.key, now=now) for x in fit(serving)):
+            fitting = [x for x in fitting if x not in late]  # what is left may be busy: better to wait for it
+        if not fitting:
             return False
-        link = choose(fit, request.row_count, lambda one: one.s_per_row(job.key, now=now), self._rng)
+        link = choose(fitting, request.row_count, lambda one: one.s_per_row(job.key, now=now), self._rng)
         job.settle_on(link.offers[job.key], link.server_id)
         job.sending(request, link.server_id)
         link.send(request)
@@ -257,10 +266,11 @@ class Dispatcher:
             self._end(job, fault.error)
             return
         request.suspected += fault.retry in ASKED
-        request.timed_out += fault.status == "DEADLINE_EXCEEDED"
+        late = fault.status == "DEADLINE_EXCEEDED"
+        request.timed_out += late
         request.failed_on.add(link.server_id)
         request.not_before = now + backoff(request.attempts - 1, self._rng) if request.attempts > 1 else 0.0
-        link.failed(job.key, sent=sent, now=now, rng=self._rng)
+        link.failed(job.key, sent=sent, now=now, late=late, rng=self._rng)
         self._lanes.setdefault(job.key, Lane()).again.append(request)
 
     def _answered_wrongly(self, request: Request, link: Link, error: SonicError, sent: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from dataclasses import dataclass, replace
 
 from sonic_parsl.client.balancer import Pace
 from sonic_parsl.client.job import Request
@@ -19,6 +20,32 @@ MAX_REQUESTS_IN_FLIGHT = 16
 PUT_ASIDE_S = 60.0
 """How long a server that answered wrongly is asked nothing; then one request shows whether that has changed."""
 
+SPARED_S = 60.0
+"""How long a server that did not answer in time is asked only what nobody else can answer. Each trial may cost a
+time-out, and the registry may well hear of a server that this process does not reach."""
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What a server's failures cost it.
+
+    Attributes
+    ----------
+    failures
+        How many there were, one after the other.
+    failed_at
+        When the last one was; all times are those of the monotonic clock, in s.
+    until
+        It is asked nothing until then.
+    spared_until
+        It is asked until then only what no other server can answer.
+    """
+
+    failures: int = 0
+    failed_at: float = 0.0
+    until: float = 0.0
+    spared_until: float = 0.0
+
 
 class Link:
     """The way to one server. Used in the event loop only."""
@@ -31,7 +58,7 @@ class Link:
         self.in_flight: set[Request] = set()
         self._kserve: KServe | None = None
         self._paces: defaultdict[ModelKey, Pace] = defaultdict(Pace)
-        self._rests: dict[ModelKey, tuple[int, float, float]] = {}
+        self._rests: dict[ModelKey, Rest] = {}
 
     def update(self, entry: ServerEntry) -> None:
         """Take over what the table says."""
@@ -69,26 +96,31 @@ class Link:
 
     def rests_until(self, key: ModelKey) -> float:
         """Return until when it should be spared requests for a model."""
-        return self._rests[key][2] if key in self._rests else 0.0
+        return self._rests[key].until if key in self._rests else 0.0
+
+    def is_spared(self, key: ModelKey, *, now: float) -> bool:
+        """Return whether others should be asked, as long as there are others."""
+        return key in self._rests and self._rests[key].spared_until > now
 
     def answered(self, request: Request, *, sent: float, now: float) -> None:
         """Note how fast it is; and that it works, unless it has failed since: one that ends answers what it has begun."""
         key = request.job.key
         self._paces[key].learn(now - sent, request.rows_at_server, now=now)
-        if key in self._rests and sent >= self._rests[key][1]:
+        if key in self._rests and sent >= self._rests[key].failed_at:
             del self._rests[key]
 
-    def failed(self, key: ModelKey, *, sent: float, now: float, rng: random.Random) -> None:
+    def failed(self, key: ModelKey, *, sent: float, now: float, late: bool, rng: random.Random) -> None:
         """Let it rest: who refuses at once is always the least busy and would be asked for ever."""
-        failures, failed_at, until = self._rests.get(key, (0, 0.0, 0.0))
-        if sent >= failed_at:  # what was in flight together fails together and counts once
-            failures, failed_at, until = failures + 1, now, now + backoff(failures + 1, rng)
-        self._rests[key] = (failures, failed_at, until)
+        rest = self._rests.get(key, Rest())
+        if sent >= rest.failed_at:  # what was in flight together fails together and counts once
+            failures = rest.failures + 1
+            rest = replace(rest, failures=failures, failed_at=now, until=now + backoff(failures, rng))
+        self._rests[key] = replace(rest, spared_until=now + SPARED_S) if late else rest
 
     def put_aside(self, key: ModelKey, *, now: float) -> None:
         """Let it rest for long: who answers wrongly once will do so again."""
-        failures, _, _ = self._rests.get(key, (0, 0.0, 0.0))
-        self._rests[key] = (failures + 1, now, now + PUT_ASIDE_S)
+        rest = self._rests.get(key, Rest())
+        self._rests[key] = replace(rest, failures=rest.failures + 1, failed_at=now, until=now + PUT_ASIDE_S)
 
     async def close(self) -> None:
         """Close the connection."""

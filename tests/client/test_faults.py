@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from sonic_parsl.client import link, retry
 from sonic_parsl.client.call import Call
 from sonic_parsl.client.link import MAX_REQUESTS_IN_FLIGHT
 from sonic_parsl.client.session import Session
+from tests.leaks import wait_until
 
 if TYPE_CHECKING:
     from tests.client.conftest import Registry, Server, Servers
@@ -126,3 +128,46 @@ def test_when_all_servers_are_gone_a_call_waits_for_a_new_one(
     assert not call.wait(0.1)
     registry.show(pair[0].entry())
     np.testing.assert_array_equal(call.result(60.0)["OUTPUT0"], X)
+
+
+def test_a_server_that_is_out_of_reach_but_in_the_table_is_spared_until_it_answers_again(
+    registry: Registry, session: Session, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is where a network is cut between this process and a server, and not between the server and the registry."""
+    monkeypatch.setattr(retry, "FLOOR_S", 0.5)
+    monkeypatch.setattr(retry, "UNKNOWN_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(link, "SPARED_S", 10.0)
+    silent, other = servers.start(2)
+    registry.show(silent.entry(), other.entry())
+    assert len(send(session).result(60.0)["OUTPUT0"]) == ROWS
+    silent.signal(signal.SIGSTOP)
+    hit = send(session)
+    np.testing.assert_array_equal(hit.result(60.0)["OUTPUT0"], X)
+    assert hit.ledger.record().failovers > 0
+    for _ in range(3):
+        call = send(session)
+        np.testing.assert_array_equal(call.result(60.0)["OUTPUT0"], X)
+        record = call.ledger.record()
+        assert (record.retries, set(record.servers)) == (0, {other.id})
+    silent.signal(signal.SIGCONT)
+
+    def both_are_asked() -> bool:
+        call = send(session)
+        return len(call.result(60.0)) == 1 and both_work(call)
+
+    wait_until(both_are_asked, 30)
+
+
+def test_a_late_server_is_asked_where_there_is_no_other(
+    registry: Registry, session: Session, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "FLOOR_S", 0.5)
+    monkeypatch.setattr(retry, "UNKNOWN_TIMEOUT_S", 0.5)
+    (only,) = servers.start(1)
+    registry.show(only.entry())
+    session.served("timed")
+    only.signal(signal.SIGSTOP)
+    call = send(session)
+    wait_until(lambda: call.ledger.retries > 0, 30)
+    only.signal(signal.SIGCONT)
+    np.testing.assert_array_equal(call.result(30.0)["OUTPUT0"], X)
