@@ -32,7 +32,7 @@ SITE = """
 workers: {{provider: local, workers-per-node: 1}}
 servers:
 {groups}
-driver: {{run-dir: {folder}/runs}}
+driver: {{run-dir: {folder}/runs, address: {address}}}
 security: {security}
 """
 GROUP = "  {name}: {{device: cpu, count: {servers}, lease: {lease_s:g}, start-timeout: {ready_s:g}, models: {models}}}"
@@ -99,6 +99,7 @@ def serve(
     servers: int = 1,
     lease_s: float = 15.0,
     tls: bool = True,
+    address: str = "127.0.0.1",
 ) -> Iterator[Site]:
     """Bring up a site, wait for its servers, and leave nothing of it.
 
@@ -110,6 +111,8 @@ def serve(
         How many each group has.
     tls
         Whether connections are encrypted, with certificates on both sides, as they are by default.
+    address
+        Where driver and servers listen: an address, or the name of an interface.
     """
     with tempfile.TemporaryDirectory(prefix="sonic-parsl-benchmark-") as name:
         folder = Path(name)
@@ -127,7 +130,9 @@ def serve(
                 )
             )
         path = folder / "benchmark.yaml"
-        path.write_text(SITE.format(groups="\n".join(lines), folder=folder, security="tls" if tls else "none"))
+        path.write_text(
+            SITE.format(groups="\n".join(lines), folder=folder, security="tls" if tls else "none", address=address)
+        )
         with load_site(path) as site:
             site.pool.wait_ready(servers * len(groups), timeout_s=READY_S)
             yield site

@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -82,15 +82,19 @@ class Load:
         raise TimeoutError(f"Affected calls are not done after {PATIENCE_S:g} s.")
 
 
-def strike(address: str, number: int, model: str) -> float:
-    """Send a signal to the server at an address under load; return how long the last affected row took, in s."""
+def strike(model: str, blow: Callable[[], object]) -> float:
+    """Let a blow fall on a server under load; return how long the last affected row took, in s."""
     load = Load(session(), model)
     with load.running():
         time.sleep(random.uniform(*WARM_UP_S))
-        victim = triton_at(address)
         start = time.monotonic()
-        victim.send_signal(signal.Signals(number))
+        blow()
         return load.last_affected() - start
+
+
+def signal_at(address: str, number: int) -> None:
+    """Send a signal to the server at an address."""
+    triton_at(address).send_signal(signal.Signals(number))
 
 
 class Kept(NamedTuple):

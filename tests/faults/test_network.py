@@ -2,104 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from parsl.launchers.base import Launcher
 from parsl.providers import LocalProvider
-from typing_extensions import override
 
 import sonic_parsl as sonic
 from sonic_parsl.client.retry import FLOOR_S
 from sonic_parsl.executors.site import Site
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.report import Report
+from tests.faults.far import Far, InNamespace, far_place
 from tests.faults.runs import LEASE_S, Analysis, wait_whole, write_site
 from tests.leaks import assert_nothing_is_left, wait_until
 from tests.live.conftest import PACKAGED
 from tests.schedulers.apt import provide
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
-
-
-class InNamespace(Launcher):  # type: ignore[misc]
-    """Starts a job in a network namespace."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-
-    @override
-    def __call__(self, command: str, *_: object) -> str:
-        return f"exec ip netns exec {self.name} bash -c {shlex.quote(command)}"
-
-
-@dataclass(frozen=True)
-class Far:
-    """A place that this machine reaches by one wire.
-
-    Attributes
-    ----------
-    namespace
-        Its name.
-    interface
-        This machine's end of the wire.
-    address
-        The far end's.
-    """
-
-    namespace: str
-    interface: str
-    address: str
-
-    def cut(self) -> None:
-        """Cut the wire: nothing comes through, and nobody is told."""
-        ip("link", "set", self.interface, "down")
-
-    def mend(self) -> None:
-        """Let it through again."""
-        ip("link", "set", self.interface, "up")
-
-    @contextmanager
-    def no_way_to(self, port: int) -> Iterator[Callable[[], None]]:
-        """Yield what closes the way to a TCP port of the far end, silently; it is open again at the end."""
-        way = ("to", self.address, "ipproto", "tcp", "dport", str(port), "pref", "10", "blackhole")
-        closed: list[bool] = []
-
-        def close() -> None:
-            ip("rule", "add", *way)
-            closed.append(True)
-
-        try:
-            yield close
-        finally:
-            if closed:
-                ip("rule", "delete", *way)
-
-
 @pytest.fixture
 def far() -> Iterator[Far]:
     provide("A network that is cut", ["ip"], ["iproute2"])
-    name, wire = f"far-{os.getpid()}", f"v{os.getpid() % 10**6}"
-    ip("netns", "add", name)
-    try:
-        ip("link", "add", f"{wire}h", "type", "veth", "peer", "name", f"{wire}f", "netns", name)
-        ip("address", "add", "198.51.100.1/30", "dev", f"{wire}h")
-        ip("link", "set", f"{wire}h", "up")
-        ip("-n", name, "address", "add", "198.51.100.2/30", "dev", f"{wire}f")
-        for interface in ("lo", f"{wire}f"):
-            ip("-n", name, "link", "set", interface, "up")
-        yield Far(name, f"{wire}h", "198.51.100.2")
-    finally:
-        ip("netns", "delete", name)  # the wire goes with it
+    with far_place() as place:
+        yield place
 
 
 @contextmanager
