@@ -47,7 +47,7 @@ from sonic_parsl.server import job
 from sonic_parsl.server.home import Home, no_room
 from sonic_parsl.server.identity import Identity
 from sonic_parsl.server.probe import Watch, probe
-from sonic_parsl.server.runtimes import TritonOptions, runtime
+from sonic_parsl.server.runtimes import TritonOptions, close_shared_memory, runtime
 from sonic_parsl.server.spec import Luggage, ServerSpec
 from sonic_parsl.server.triton import Triton, last_lines, start
 
@@ -171,6 +171,7 @@ class Agent:
             if await probe(triton.stub, model, timeout_s=self.spec.start_timeout_s):
                 self.watch.models.append(model)
         self.info = replace(self.info, address=triton.address, models=models)
+        close_shared_memory(self.home.shm_prefix)  # only zeros have been there yet
         self.state = "ready"
         await self._join()
         logger.info("Server %s is ready at %s", self.info.id, self.info.address)
@@ -233,6 +234,7 @@ class Agent:
         heard_triton = heard_registry = time.monotonic()
         while True:
             await asyncio.sleep(lease_s / 3)
+            close_shared_memory(self.home.shm_prefix)  # a model that was loaded again has new regions
             if self.state != "ready" or self.triton is None or await self._hear(self.triton):
                 heard_triton = time.monotonic()
                 if await self._renew():

@@ -145,6 +145,18 @@ def seen_until_told(temporary: Path) -> dict[str, list[str]]:
     return {"seen": [text.decode(errors="replace") for text in seen], "homes": [*homes], "opened": [*done]}
 
 
+def regions_until_told(prefix: str) -> dict[str, list[str]]:
+    """Return which shared memory of this name is there until standard input ends, and what can be done with it."""
+    os.set_blocking(sys.stdin.fileno(), False)
+    regions: set[str] = set()
+    done: set[str] = set()
+    while not has_ended(sys.stdin.fileno()):
+        found = [*map(str, Path("/dev/shm").glob(f"{prefix}*"))]
+        regions.update(found)
+        done.update(opened(found))
+    return {"regions": [*regions], "opened": [*done]}
+
+
 def has_ended(pipe: int) -> bool:
     try:
         return os.read(pipe, 1) == b""
@@ -168,6 +180,8 @@ def main() -> None:
     outcome: dict[str, Any] = {"uid": os.getuid()}
     if "watch" in plan:
         outcome |= seen_until_told(Path(plan["watch"]))
+    if "regions" in plan:
+        outcome |= regions_until_told(plan["regions"])
     if "paths" in plan:
         outcome["opened"] = opened(plan["paths"])
     if "registry" in plan:

@@ -28,7 +28,7 @@ from tests.executors.scores import Scores, run
 from tests.leaks import our_processes, wait_until
 from tests.pool.conftest import joining
 from tests.security.conftest import holds_key, lines_of
-from tests.server.agents import MODELS
+from tests.server.agents import MODELS, shared_memory_of
 
 SITE = """
 workers: {provider: local, workers-per-node: 1}
@@ -143,6 +143,15 @@ def test_no_file_of_the_run_can_be_read_or_changed(up: Up, other_user: Callable[
 def test_nothing_in_a_servers_own_folder_can_be_read_or_changed_while_it_starts(up: Up) -> None:
     assert len(up.homes) == 1
     assert up.opened == []
+
+
+def test_rows_cannot_be_read_from_a_servers_shared_memory(up: Up, other_user: Callable[..., Any]) -> None:
+    (triton,) = our_processes("bin/tritonserver --model")
+    with other_user(regions=shared_memory_of(triton)) as intruder:
+        run(up.site.coffea_executor(status=False), Scores(), chunksize=20)
+        outcome = intruder()
+    assert len(outcome["regions"]) > 1
+    assert outcome["opened"] == []
 
 
 def test_a_server_listens_on_one_port(up: Up) -> None:

@@ -10,7 +10,12 @@ from sonic_parsl.errors import ConfigError
 from sonic_parsl.server.runtimes.apptainer import ApptainerRuntime
 from sonic_parsl.server.runtimes.command import Command, Runtime, TritonOptions
 from sonic_parsl.server.runtimes.host import HostRuntime
-from sonic_parsl.server.runtimes.shared_memory import SHARED_MEMORY, new_shm_prefix, remove_shared_memory
+from sonic_parsl.server.runtimes.shared_memory import (
+    SHARED_MEMORY,
+    close_shared_memory,
+    new_shm_prefix,
+    remove_shared_memory,
+)
 from sonic_parsl.server.runtimes.wheel import WheelRuntime
 
 __all__ = [
@@ -22,6 +27,7 @@ __all__ = [
     "Runtime",
     "TritonOptions",
     "WheelRuntime",
+    "close_shared_memory",
     "new_shm_prefix",
     "remove_shared_memory",
     "runtime",

@@ -1,22 +1,33 @@
-"""Triton's regions of shared memory: named for one server, removed when it is gone."""
+"""Triton's regions of shared memory: named for one server, closed to other users, removed when it is gone."""
 
 from __future__ import annotations
 
 import glob
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
 UUID = "-".join("?" * length for length in (8, 4, 4, 4, 12))
 """What Triton adds to the prefix of a region's name, as a glob."""
 
-IMAGE_REPOSITORY = "/models"
-"""Where an image finds the model repository."""
-
 
 def new_shm_prefix() -> str:
     """Return a name no other server's shared memory begins with."""
     return f"sonic-{secrets.token_hex(8)}-"
+
+
+def close_shared_memory(prefix: str) -> None:
+    """Let no other user read a server's shared memory, which Triton makes readable for all whatever the umask.
+
+    Parameters
+    ----------
+    prefix
+        :attr:`TritonOptions.shm_prefix` of that server.
+    """
+    for region in _regions(prefix):
+        with suppress(FileNotFoundError):  # a stub has just ended
+            region.chmod(0o600)
 
 
 def remove_shared_memory(prefix: str) -> int:
@@ -37,7 +48,11 @@ def remove_shared_memory(prefix: str) -> int:
     """
     if not prefix:
         raise ValueError("an empty prefix is no server's")
-    left = list(SHARED_MEMORY.glob(f"{glob.escape(prefix)}{UUID}"))
+    left = _regions(prefix)
     for region in left:
         region.unlink(missing_ok=True)
     return len(left)
+
+
+def _regions(prefix: str) -> list[Path]:
+    return list(SHARED_MEMORY.glob(f"{glob.escape(prefix)}{UUID}"))
