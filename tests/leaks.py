@@ -92,28 +92,40 @@ def leftovers() -> list[str]:
 
 
 def left_files() -> set[Path]:
-    """Temporary folders and shared memory with our names that no living process uses."""
+    """Temporary folders and shared memory with our names, and folders of Tritons, that no living process uses."""
     found = {*Path(tempfile.gettempdir()).glob("sonic-parsl-*"), *Path("/dev/shm").glob("sonic-*")}
-    return {path for path in found - _there_before if not _is_used(str(path))}
+    found |= {path for path in Path("/tmp").glob("python_env_*") if _is_own(path)}
+    found -= _there_before
+    names = _names_in_use() if found else set()
+    a_triton_lives = any(name.endswith("/libtriton_python.so") for name in names)
+    return {
+        path
+        for path in found
+        if not (
+            a_triton_lives if path.match("/tmp/python_env_*") else any(name.startswith(str(path)) for name in names)
+        )
+    }
 
 
 _there_before: set[Path] = set()
 """What others, or an earlier run that was killed, had left already."""
 
 
-def _is_used(path: str) -> bool:
-    for process in psutil.process_iter():
-        try:
-            names = [
-                *process.cmdline(),  # a server's guard
-                *(file.path for file in process.open_files()),
-                *(area.path for area in process.memory_maps()),
-            ]
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-        if any(name.startswith(path) for name in names):
-            return True
+def _is_own(path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return path.stat().st_uid == os.geteuid()
     return False
+
+
+def _names_in_use() -> set[str]:
+    """Return what living processes have in their command lines, have open, or have in memory."""
+    names: set[str] = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            names.update(process.cmdline())  # a server's guard
+            names.update(file.path for file in process.open_files())
+            names.update(area.path for area in process.memory_maps())
+    return names
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float, what: Callable[[], object] | str = "") -> None:

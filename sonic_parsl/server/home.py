@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -10,8 +11,10 @@ from uuid import uuid4
 from typing_extensions import Self
 
 from sonic_parsl.errors import ServerStartError
-from sonic_parsl.server.guard import Guard
+from sonic_parsl.server.guard import FOLDER, SHARED_MEMORY, Guard, sweep
 from sonic_parsl.server.runtimes.shared_memory import new_shm_prefix
+
+logger = logging.getLogger("sonic_parsl.agent")
 
 
 class Home:
@@ -33,9 +36,17 @@ class Home:
     """
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.gettempdir()) / f"sonic-parsl-server-{uuid4().hex}"
+        for left in sweep():
+            logger.info("Put away what a server that was killed with its guard had left: %s", left)
+        self.folder = Path(tempfile.gettempdir()) / f"{FOLDER}{uuid4().hex}"
         self.shm_prefix = new_shm_prefix()
-        self.guard = Guard(self.shm_prefix, self.folder)
+        try:
+            self.guard = Guard(self.shm_prefix, self.folder)
+        except OSError as error:
+            raise ServerStartError(
+                f"The server's guard cannot be started with its lock in {SHARED_MEMORY}: {error.strerror}.",
+                hint="Make room in the node's shared memory: Triton's python backend needs some, too.",
+            ) from None
 
     def __enter__(self) -> Self:
         try:

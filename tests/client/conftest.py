@@ -32,6 +32,7 @@ from sonic_parsl.protocol import (
     ServerTable,
     encode,
 )
+from sonic_parsl.server.guard import remove_environments
 from sonic_parsl.server.runtimes import TritonOptions, remove_shared_memory, runtime
 from tests.client import onnx_files
 
@@ -171,6 +172,7 @@ def _end(process: psutil.Popen, shm_prefix: str) -> None:
     process.kill()
     process.wait()
     remove_shared_memory(shm_prefix)
+    remove_environments()
 
 
 @pytest.fixture(scope="module")

@@ -151,6 +151,21 @@ def shared_memory_of(triton: psutil.Process) -> str:
     return str(prefix)
 
 
+def environment_of(triton: psutil.Process) -> Path:
+    """Return the folder that a Triton's python backend made at its start, as the process itself remembers it."""
+    areas = Path(f"/proc/{triton.pid}/maps").read_text().splitlines()
+    found = set()
+    with Path(f"/proc/{triton.pid}/mem").open("rb") as memory:
+        for area in areas:
+            edges, rights, *_ = area.split()
+            start, end = (int(edge, 16) for edge in edges.split("-"))
+            if rights == "rw-p":
+                memory.seek(start)
+                found.update(re.findall(rb"/tmp/python_env_\w{6}(?=\0)", memory.read(end - start)))
+    (name,) = found
+    return Path(name.decode())
+
+
 def assert_gone(family: list[psutil.Process], shm_prefix: str, timeout_s: float = GONE_S) -> None:
     """Wait until none of these processes and no shared memory is left."""
     _, alive = psutil.wait_procs(family, timeout=timeout_s)

@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.ports import free_port
+from sonic_parsl.server.guard import remove_environments
 from sonic_parsl.server.install import WheelInstallation, install
 from sonic_parsl.server.runtimes import SHARED_MEMORY, TritonOptions, WheelRuntime, remove_shared_memory
 
@@ -76,6 +77,7 @@ def running_triton(repository: Path, models: tuple[str, ...], log: Path) -> Iter
             for stub in psutil.wait_procs(children, timeout=5)[1]:
                 stub.kill()  # one that was computing at that moment waits for ever; an agent's guard ends it
             remove_shared_memory(options.shm_prefix)
+            remove_environments()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sonic_parsl.server.guard import Guard
+from sonic_parsl.server.guard import FOLDER, SHARED_MEMORY, Guard
+from sonic_parsl.server.runtimes import new_shm_prefix
 from tests.leaks import wait_until
 
 DYING = """
@@ -18,7 +19,7 @@ from pathlib import Path
 from sonic_parsl.server.guard import Guard
 
 folder = Path(sys.argv[1])
-guard = Guard("sonic-of-a-test", folder)
+guard = Guard(sys.argv[3], folder)
 folder.mkdir()
 if sys.argv[2] == "with a group":
     child = subprocess.Popen(["sleep", "600"], start_new_session=True, stdout=subprocess.DEVNULL)
@@ -30,17 +31,17 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.parametrize("moment", ["before anything runs", "with a group"])
 def test_a_folder_and_a_group_go_with_an_agent_that_is_killed(moment: str, tmp_path: Path) -> None:
-    folder = tmp_path / "keys"
-    agent = [sys.executable, "-c", DYING, str(folder), moment]
+    folder, prefix = tmp_path / f"{FOLDER}killed", new_shm_prefix()
+    agent = [sys.executable, "-c", DYING, str(folder), moment, prefix]
     done = subprocess.run(agent, stdout=subprocess.PIPE, text=True, check=False)
     assert done.returncode == -9
-    wait_until(lambda: not folder.exists(), 10)
+    wait_until(lambda: not (folder.exists() or list(SHARED_MEMORY.glob(f"{prefix}*"))), 10)
     wait_until(lambda: not any(map(psutil.pid_exists, map(int, done.stdout.split()))), 10)
 
 
 def test_one_that_is_dismissed_is_gone(tmp_path: Path) -> None:
     before = set(psutil.Process().children())
-    guard = Guard("sonic-of-a-test", tmp_path / "keys")
+    guard = Guard(new_shm_prefix(), tmp_path / f"{FOLDER}none")
     assert set(psutil.Process().children()) - before
     guard.dismiss()
     guard.dismiss()
@@ -48,7 +49,7 @@ def test_one_that_is_dismissed_is_gone(tmp_path: Path) -> None:
 
 
 def test_a_group_that_it_is_to_forget_goes_on(tmp_path: Path) -> None:
-    guard = Guard("sonic-of-a-test", tmp_path / "keys")
+    guard = Guard(new_shm_prefix(), tmp_path / f"{FOLDER}none")
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as other:
         try:
             guard.watch(other.pid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import tempfile
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -19,7 +20,7 @@ def test_it_is_its_owners_only_and_goes_with_all_that_is_in_it() -> None:
         assert stat.S_IMODE(home.folder.stat().st_mode) == 0o700
         (home.folder / "models").mkdir()
         (home.folder / "models" / "model.onnx").write_text("weights")
-        region = SHARED_MEMORY / f"{home.shm_prefix}region"
+        region = SHARED_MEMORY / f"{home.shm_prefix}{uuid4()}"
         region.touch()
     assert not home.folder.exists()
     assert not region.exists()

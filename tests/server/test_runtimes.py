@@ -20,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from sonic_parsl.errors import ConfigError, RuntimeMissingError
 from sonic_parsl.ports import free_port
+from sonic_parsl.server.guard import remove_environments
 from sonic_parsl.server.install import WheelInstallation
 from sonic_parsl.server.runtimes import (
     SHARED_MEMORY,
@@ -174,6 +175,7 @@ def test_triton_and_its_stubs_end_with_an_agent_that_is_killed(
     parent.communicate()
     assert not psutil.wait_procs(family, timeout=10)[1]
     remove_shared_memory(options.shm_prefix)
+    remove_environments()
     assert not list(SHARED_MEMORY.glob(f"{options.shm_prefix}*"))
 
 

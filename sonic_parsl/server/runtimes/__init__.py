@@ -7,11 +7,11 @@ A runtime says what it lacks and which backends it has, and turns
 from __future__ import annotations
 
 from sonic_parsl.errors import ConfigError
+from sonic_parsl.server.guard import SHARED_MEMORY
 from sonic_parsl.server.runtimes.apptainer import ApptainerRuntime
 from sonic_parsl.server.runtimes.command import Command, Runtime, TritonOptions
 from sonic_parsl.server.runtimes.host import HostRuntime
 from sonic_parsl.server.runtimes.shared_memory import (
-    SHARED_MEMORY,
     close_shared_memory,
     new_shm_prefix,
     remove_shared_memory,

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import secrets
 from contextlib import suppress
-from pathlib import Path
 
-SHARED_MEMORY = Path("/dev/shm")
-UUID = "-".join("?" * length for length in (8, 4, 4, 4, 12))
-"""What Triton adds to the prefix of a region's name, as a glob."""
+from sonic_parsl.server.guard import own_regions
 
 
 def new_shm_prefix() -> str:
@@ -25,7 +21,7 @@ def close_shared_memory(prefix: str) -> None:
     prefix
         :attr:`TritonOptions.shm_prefix` of that server.
     """
-    for region in _regions(prefix):
+    for region in own_regions(prefix):
         with suppress(FileNotFoundError):  # a stub has just ended
             region.chmod(0o600)
 
@@ -48,11 +44,7 @@ def remove_shared_memory(prefix: str) -> int:
     """
     if not prefix:
         raise ValueError("an empty prefix is no server's")
-    left = _regions(prefix)
+    left = own_regions(prefix)
     for region in left:
         region.unlink(missing_ok=True)
     return len(left)
-
-
-def _regions(prefix: str) -> list[Path]:
-    return list(SHARED_MEMORY.glob(f"{glob.escape(prefix)}{UUID}"))
