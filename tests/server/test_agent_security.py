@@ -18,6 +18,7 @@ from sonic_parsl.errors import InferenceError
 from sonic_parsl.pool.authority import CertificateAuthority
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.poolref import POOL_ENV
+from sonic_parsl.protocol import ServerEntry
 from sonic_parsl.server.spec import Luggage, ServerSpec
 from tests.leaks import wait_until
 from tests.server.agents import (
@@ -25,6 +26,7 @@ from tests.server.agents import (
     LEASE_S,
     MODELS,
     START_S,
+    RunningAgent,
     agent,
     ask,
     initialized_by,
@@ -61,6 +63,26 @@ def test_its_triton_takes_nobody_without_a_certificate_of_the_run_and_its_key_li
         (option,) = [word for word in server.triton().cmdline() if word.startswith("--grpc-server-key=")]
         assert not Path(option.partition("=")[2]).parent.exists()
         np.testing.assert_array_equal(ask(peer, "identity", rows_of(5, 32)), rows_of(5, 32))
+
+
+def test_a_client_sends_nothing_to_a_triton_that_shows_the_certificate_of_another_block_of_the_run(
+    pool: ServerPool, tmp_path: Path
+) -> None:
+    with agent(pool, tmp_path, MODELS, "identity") as server:
+        info, rows = server.wait_for("ready").info, rows_of(500, 32)
+        for other in (replace(info, block_id="1"), replace(info, group="other")):
+            with pytest.raises(InferenceError, match="cannot be reached"):
+                ask(pool.ref.server(other), "identity", rows, timeout_s=5.0)
+        np.testing.assert_array_equal(ask(pool.ref.server(info), "identity", rows), rows)
+        entry = wait_until_told(server, least=len(rows))
+    assert entry.load.rows < 2 * len(rows)
+
+
+def wait_until_told(server: RunningAgent, *, least: int) -> ServerEntry:
+    """Wait until the pool hears of so many rows; return what it heard."""
+    wait_until(lambda: server.entry and server.entry.load.rows >= least, 15.0, "its load was not told")
+    assert server.entry is not None
+    return server.entry
 
 
 def test_one_that_is_killed_while_triton_starts_leaves_no_key(pool: ServerPool, tmp_path: Path) -> None:
