@@ -37,6 +37,8 @@ class Dialect:
         Arguments that Parsl's provider should have where the site file does not say otherwise.
     init
         Shell line before the site's own ``worker-init``.
+    began
+        Shell command that tells on the node when the job began, in seconds since the epoch.
     cancel
         Command that cancels jobs, by their ids; None where no job outlives its driver.
     why_waiting
@@ -57,6 +59,7 @@ class Dialect:
     words: Mapping[str, Word]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     init: str = ""
+    began: str = "date +%s"
     cancel: str | None = None
     why_waiting: tuple[str, ...] = ()
     reason: re.Pattern[str] = re.compile(r"(.*)", re.DOTALL)
@@ -97,6 +100,9 @@ def _nodes_by_srun(nodes: int) -> dict[str, Any]:
 
 CPUS_FOR_SRUN = '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
 """Since Slurm 22.05 srun does not take over a job's --cpus-per-task: each of its processes would have one core."""
+
+CONDOR_BEGAN = """sed -n 's/^JobCurrentStartDate = //p' "$_CONDOR_JOB_AD" || date +%s"""
+"""HTCondor counts from before it brings a job's files, as its file beside the job says."""
 
 
 DIALECTS: dict[str, Dialect] = {
@@ -147,6 +153,7 @@ DIALECTS: dict[str, Dialect] = {
             "account": _lines("accounting_group = "),
             "request": _lines(""),
         },
+        began=CONDOR_BEGAN,
         cancel="condor_rm",
         why_waiting=("condor_q", "-better-analyze"),
         answers=("condor_q", "-totals"),

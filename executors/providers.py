@@ -11,8 +11,9 @@ from parsl.launchers.base import Launcher
 from parsl.providers.base import ExecutionProvider
 
 from sonic_parsl.errors import ConfigError
-from sonic_parsl.executors.dialects import DIALECTS, LAUNCHERS, LINES, Dialect
+from sonic_parsl.executors.dialects import DIALECTS, LAUNCHERS, LINES, Dialect, dialect_of
 from sonic_parsl.executors.htcondor import HTCondorProvider
+from sonic_parsl.server.job import BEGAN_ENV
 from sonic_parsl.site import WORDS, Count, Job
 from sonic_parsl.walltime import seconds
 
@@ -61,6 +62,14 @@ def walltime_of(provider: ExecutionProvider) -> float | None:
         return provider.duration_s()  # HTCondor never hears of Parsl's own walltime
     walltime = getattr(provider, "walltime", None)
     return None if walltime is None else float(str(seconds(walltime)))
+
+
+def note_beginning(provider: ExecutionProvider) -> None:
+    """Let jobs tell their agents when they began: what ``worker_init`` does takes of their walltime, too."""
+    init = getattr(provider, "worker_init", None)
+    if init is not None and BEGAN_ENV not in init:
+        dialect = dialect_of(provider)
+        provider.worker_init = f'export {BEGAN_ENV}="$({dialect.began if dialect else Dialect.began})"\n{init}'
 
 
 def last_words(provider: ExecutionProvider, label: str, block_id: str) -> str:

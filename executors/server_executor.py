@@ -26,7 +26,7 @@ from sonic_parsl.devices import BUILT_IN, NUMBERED_BY, Device
 from sonic_parsl.errors import ConfigError, PoolLostError, RuntimeMissingError
 from sonic_parsl.executors.block_book import BlockBook
 from sonic_parsl.executors.carried import can_carry, equip_servers, keep_scripts_private
-from sonic_parsl.executors.providers import last_words, walltime_of
+from sonic_parsl.executors.providers import last_words, note_beginning, walltime_of
 from sonic_parsl.executors.queue_word import why_waiting
 from sonic_parsl.executors.steady_clock import SteadilyPolled
 from sonic_parsl.executors.stray_task import submit_to_one
@@ -197,6 +197,7 @@ class ServerExecutor(SteadilyPolled, RepresentationMixin):  # type: ignore[misc]
         spec = self._spec()
         self._models = frozenset(spec.models)
         self.pool.prospects.tell(self.label, self._models)
+        note_beginning(self.provider)
         if not self.shared_filesystem:
             keep_scripts_private(self.provider)
         self.pool.join(self)

@@ -11,6 +11,9 @@ JOB_ID_VARIABLES = ("SLURM_JOB_ID", "JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JO
 CONDOR_AD = "_CONDOR_JOB_AD"
 """Where HTCondor, which has no such variable, says on the node which file describes the job."""
 
+BEGAN_ENV = "SONIC_PARSL_JOB_BEGAN"
+"""Where the job's script notes when the job began, in whole seconds since the epoch: from then on batch systems count."""
+
 
 def job_id(environ: Mapping[str, str]) -> str:
     """Return the batch system's id of this job, else its name in Parsl; an empty string outside of one."""
@@ -30,9 +33,14 @@ def _condor_id(path: str) -> str:
 def ends_at(environ: Mapping[str, str], *, started_at: float, walltime_s: float | None) -> float | None:
     """Return when this job's walltime ends, in seconds since the epoch; None where nobody says.
 
-    Slurm says it on the node; elsewhere the requested walltime counts from the agent's start.
+    Slurm says it on the node; elsewhere the requested walltime counts from when the job's script says that the
+    job began, or where it does not from the agent's start.
     """
     told = environ.get("SLURM_JOB_END_TIME", "")
     if told.isdigit():
         return float(told)
-    return None if walltime_s is None else started_at + walltime_s
+    if walltime_s is None:
+        return None
+    noted = environ.get(BEGAN_ENV, "")
+    began = min(float(noted), started_at) if noted.isdigit() else started_at  # of two clocks, one may be ahead
+    return began + walltime_s

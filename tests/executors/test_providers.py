@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import os
 import subprocess
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from parsl.launchers import SingleNodeLauncher, SrunLauncher
-from parsl.providers import LocalProvider, SlurmProvider
+from parsl.providers import CondorProvider, LocalProvider, SlurmProvider
 
 from sonic_parsl.errors import ConfigError
 from sonic_parsl.executors.dialects import DIALECTS
-from sonic_parsl.executors.providers import make_provider
+from sonic_parsl.executors.htcondor import HTCondorProvider
+from sonic_parsl.executors.providers import make_provider, note_beginning
+from sonic_parsl.server.job import BEGAN_ENV
 from sonic_parsl.site import Count, Job, Provider, ServerGroup
 
 
@@ -104,6 +110,30 @@ def test_srun_gives_a_process_the_cores_that_its_job_asked_for(environ: dict[str
     script = f"set -eu\n{provider.worker_init}\nsh -c 'echo ${{SRUN_CPUS_PER_TASK:-none}}'"
     said = subprocess.run(["bash", "-c", script], env=environ, capture_output=True, text=True, check=True)
     assert said.stdout.split() == [heard]
+
+
+@pytest.mark.parametrize("name", ["local", "gridengine", "htcondor"])
+def test_a_job_notes_when_it_began_before_anything_else(name: str) -> None:
+    provider: Any = make_provider(Job.model_validate({"provider": name, "worker-init": "sleep 2"}), count=Count())
+    note_beginning(provider)
+    note_beginning(provider)
+    script = f"set -eu\nexport _CONDOR_JOB_AD=/nowhere\n{provider.worker_init}\necho ${BEGAN_ENV}"
+    before = time.time()
+    said = subprocess.run(["bash", "-c", script], stdout=subprocess.PIPE, text=True, check=True)
+    assert math.floor(before) <= int(said.stdout) < time.time() - 1
+    assert provider.worker_init.count(BEGAN_ENV) == 1
+
+
+@pytest.mark.parametrize("cls", [HTCondorProvider, CondorProvider])
+def test_htcondor_says_when_the_job_began_also_where_its_files_came_long_before(cls: type, tmp_path: Path) -> None:
+    provider = cls(worker_init="cd")
+    note_beginning(provider)
+    ad = tmp_path / ".job.ad"
+    ad.write_text("JobCurrentStartExecutingDate = 1700000060\nJobCurrentStartDate = 1700000000\n")
+    script = f"{provider.worker_init}\necho ${BEGAN_ENV}"
+    env = {"_CONDOR_JOB_AD": str(ad), "HOME": "/", "PATH": os.defpath}
+    said = subprocess.run(["bash", "-c", script], env=env, stdout=subprocess.PIPE, text=True, check=True)
+    assert said.stdout == "1700000000\n"
 
 
 def test_a_server_of_one_device_does_not_take_the_node_unless_it_should() -> None:

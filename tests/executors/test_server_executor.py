@@ -26,8 +26,8 @@ READY_S = 90.0
 
 
 def servers(pool: ServerPool, **changes: Any) -> ServerExecutor:
-    settings: dict[str, Any] = {"models": MODELS, "serve": ["identity"], "lease_s": 4.0, "drain_s": 5.0} | changes
-    return ServerExecutor(label="servers", pool=pool, provider=LocalProvider(), **settings)
+    settings: dict[str, Any] = {"models": MODELS, "serve": ["identity"], "lease_s": 4.0, "drain_s": 5.0}
+    return ServerExecutor(label="servers", pool=pool, **{"provider": LocalProvider(), **settings, **changes})
 
 
 def workers() -> HighThroughputExecutor:
@@ -93,6 +93,16 @@ def test_an_agent_killed_outright_is_replaced_once_its_lease_ends(tmp_path: Path
         before = ready_ids(pool)
         our_processes("sonic_parsl.server.agent")[0].kill()
         wait_until(lambda: len(ready_ids(pool)) == 2 and ready_ids(pool) != before, READY_S)
+
+
+def test_what_worker_init_takes_is_part_of_the_walltime(tmp_path: Path) -> None:
+    pool, began = ServerPool(), tmp_path / "began"
+    executor = servers(pool, provider=LocalProvider(worker_init=f"date +%s > {began}; sleep 5"), walltime_s=3600.0)
+    with loaded([executor], tmp_path):
+        pool.wait_ready(timeout_s=READY_S)
+        (entry,) = pool.table.ready
+        assert entry.info.ends_at is not None
+        assert 0 <= int(began.read_text()) + 3600 - entry.info.ends_at <= 2
 
 
 def test_a_task_that_lands_on_the_servers_runs_on_the_workers(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sonic_parsl.server.job import ends_at, job_id
+from sonic_parsl.server.job import BEGAN_ENV, ends_at, job_id
 
 
 @pytest.mark.parametrize(
@@ -53,10 +53,22 @@ def test_slurm_says_when_the_job_ends_and_is_believed_before_the_request() -> No
 
 
 @pytest.mark.parametrize("told", ["", "soon", "-1"])
-def test_elsewhere_the_requested_walltime_counts_from_the_start(told: str) -> None:
+def test_else_the_requested_walltime_counts_from_the_agents_start(told: str) -> None:
     assert ends_at({"SLURM_JOB_END_TIME": told}, started_at=1000.0, walltime_s=60.0) == 1060.0
     assert ends_at({}, started_at=1000.0, walltime_s=60.0) == 1060.0
 
 
+@pytest.mark.parametrize(
+    ("noted", "expected"),
+    [("940", 1000.0), ("1500", 1060.0), ("", 1060.0), ("soon", 1060.0)],
+    ids=["before the agent", "by a clock that is ahead", "nowhere", "in other words"],
+)
+def test_elsewhere_the_requested_walltime_counts_from_the_jobs_start_where_its_script_notes_it(
+    noted: str, expected: float
+) -> None:
+    assert ends_at({BEGAN_ENV: noted}, started_at=1000.0, walltime_s=60.0) == expected
+    assert ends_at({BEGAN_ENV: noted, "SLURM_JOB_END_TIME": "2000"}, started_at=1000.0, walltime_s=60.0) == 2000.0
+
+
 def test_a_job_of_no_known_length_never_ends() -> None:
-    assert ends_at({}, started_at=1000.0, walltime_s=None) is None
+    assert ends_at({BEGAN_ENV: "940"}, started_at=1000.0, walltime_s=None) is None
