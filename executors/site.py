@@ -30,6 +30,7 @@ from sonic_parsl.executors.keeper import Keeper
 from sonic_parsl.executors.port_check import check_ports
 from sonic_parsl.executors.providers import make_provider
 from sonic_parsl.executors.run_logs import close_log, log_to, parsl_log_handlers
+from sonic_parsl.executors.same_models import compare_models
 from sonic_parsl.executors.server_executor import ServerExecutor
 from sonic_parsl.executors.undertaker import Undertaker
 from sonic_parsl.executors.worker_executor import WorkerExecutor
@@ -78,7 +79,7 @@ class Site:
         name: str,
         settings: SiteFile,
         *,
-        models: Path = PACKAGED,
+        models: Path | None = None,
         run_dir: Path | None = None,
         attach_to: Path | None = None,
         has_workers: bool = True,
@@ -86,7 +87,8 @@ class Site:
     ) -> None:
         self.name = name
         self.settings = settings
-        self._models = models
+        self._asked_models = models
+        self._models = models or PACKAGED
         self._has_workers = has_workers
         self._inputs = tuple(inputs)
         self._log = RunLog()
@@ -113,10 +115,14 @@ class Site:
         ------
         ConfigError, RepositoryError, RuntimeMissingError
             Something is wrong with the site; nothing is left running.
+        ModelMismatchError
+            A pool that lasts serves other models than those that were named.
         """
         _check_parsl_is_free()
         atexit.register(self.close)
         try:
+            if isinstance(self.pool, AttachedPool) and self._asked_models is not None:
+                compare_models(self._asked_models, self.pool, self.wait_ready)
             self._keeper.open()
         except BaseException:
             self.close()
@@ -126,6 +132,8 @@ class Site:
     def close(self) -> None:
         """End workers and servers and wait for them to be gone; may be called twice."""
         self._keeper.close()
+        if isinstance(self.pool, AttachedPool):
+            self.pool.close()  # it may be open though nothing else was started
         atexit.unregister(self.close)
 
     def coffea_executor(self, **fields: Any) -> CoffeaExecutor:
@@ -309,7 +317,8 @@ def load_site(
     name
         Path of a site file, or the name of one of the user's or of a packaged one.
     models
-        Model repository to serve where the site file says ``packaged``.
+        Model repository to serve where the site file says ``packaged``. A pool that is there already has to serve
+        just these: they are compared by digest, once it has a server.
     pool
         Name of a pool that ``sonic-parsl pool start`` has started: the workers use it, and it goes on when
         this site is closed. By default the site brings up the servers of its own file.
@@ -326,6 +335,8 @@ def load_site(
     ------
     ConfigError, RepositoryError, RuntimeMissingError
         Something is wrong with the site; nothing is left running.
+    ModelMismatchError
+        The pool serves other models than those of `models`.
 
     Examples
     --------
@@ -336,7 +347,7 @@ def load_site(
     path = site_file.find(str(name))
     attach_to = None if pool is None else named.find(pool).ref_path
     settings = site_file.read(path)
-    return Site(path.stem, settings, models=Path(models or PACKAGED), attach_to=attach_to, inputs=inputs).open()
+    return Site(path.stem, settings, models=_path(models), attach_to=attach_to, inputs=inputs).open()
 
 
 def open_pool(name: str, site: str | Path, *, models: str | Path | None = None) -> Site:
@@ -348,7 +359,11 @@ def open_pool(name: str, site: str | Path, *, models: str | Path | None = None) 
     folder = named.run_dir(name)
     shutil.rmtree(folder, ignore_errors=True)  # what an owner that was killed has left
     settings = site_file.read(path)
-    return Site(path.stem, settings, models=Path(models or PACKAGED), run_dir=folder, has_workers=False).open()
+    return Site(path.stem, settings, models=_path(models), run_dir=folder, has_workers=False).open()
+
+
+def _path(models: str | Path | None) -> Path | None:
+    return None if models is None else Path(models)
 
 
 def _check_parsl_is_free() -> None:

@@ -74,10 +74,11 @@ def main(*, debug: bool) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     # Parsl's own log goes to its file; its errors reach the user as exceptions.
     logging.getLogger("" if debug else "sonic_parsl").addHandler(handler)
-    if not debug:  # the one warning that has to be read before a run has waited
+    if not debug:  # the warnings that have to be read before a run has waited
         advice = logging.StreamHandler()
         advice.setFormatter(logging.Formatter("Warning: %(message)s"))
-        logging.getLogger("sonic_parsl.executors.address_check").addHandler(advice)
+        for name in ("address_check", "same_models"):
+            logging.getLogger(f"sonic_parsl.executors.{name}").addHandler(advice)
     signal.signal(signal.SIGTERM, _interrupt)
 
 
