@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 
 class Keeper:
@@ -32,10 +35,11 @@ class Keeper:
             raise self._error
 
     def close(self) -> None:
-        """Stop and wait; may be called twice. Raises what stopping raised."""
-        self._ending.set()
-        if self._thread is not None:
-            self._thread.join()
+        """Stop and wait, however often Ctrl-C is pressed; may be called twice. Raises what stopping raised."""
+        with _signals_later():
+            self._ending.set()
+            if self._thread is not None:
+                self._thread.join()
         error, self._stop_error = self._stop_error, None
         if error is not None:
             raise error
@@ -54,3 +58,30 @@ class Keeper:
             except BaseException as error:  # noqa: BLE001 - raised again in the thread that closes
                 self._stop_error = error
             self._started.set()
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Put off what would end the program until the ``with`` block is done: keys have to be removed first.
+
+    Python tells signals to the main thread only, so no other one is interrupted.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    told: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        told.append(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = {number: handler for number, handler in before.items() if handler not in {None, signal.SIG_IGN}}
+    for number in ours:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+    for one in dict.fromkeys(told):
+        signal.raise_signal(one)

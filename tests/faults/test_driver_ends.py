@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +107,8 @@ def driver(folder: Path, data: Path, phase: str) -> Iterator[Driver]:
         gate.touch()
     if phase == "over":
         data = generate(folder / "few.root", events=2_000)
-    with analysing(folder, data, write_site(folder, init=wait_at(gate))) as process:
+    site = write_site(folder, init=wait_at(gate), driver=f"run-dir: {folder / 'runs'}")
+    with analysing(folder, data, site) as process:
         try:
             started = Driver(process, gate)
             PHASES[phase](started)
@@ -121,6 +122,12 @@ def wait_gone() -> None:
     wait_until(lambda: not our_processes(*POOL_WORDS, "triton.block-"), GONE_S, what=leftovers)
 
 
+def assert_no_key_is_left(folder: Path) -> None:
+    """Check that the run's folder has gone, with the keys in it; what Parsl writes last may be there."""
+    left = [path for path in (folder / "runs").rglob("*") if path.is_file()]
+    assert not left, left
+
+
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_driver_that_is_told_to_end_cleans_up(number: signal.Signals, phase: str, many: Path, tmp_path: Path) -> None:
@@ -129,17 +136,27 @@ def test_a_driver_that_is_told_to_end_cleans_up(number: signal.Signals, phase: s
         wait_gone()
         assert started.process.wait(timeout=60) == 1
     assert_nothing_is_left()
+    assert_no_key_is_left(tmp_path)
 
 
-@pytest.mark.parametrize("phase", [phase for phase in PHASES if phase != "over"])
-def test_ctrl_c_twice_cleans_up_too(phase: str, many: Path, tmp_path: Path) -> None:
+TWICE = [(phase, (0.3,)) for phase in PHASES if phase != "over"]
+AGAIN = [("running", (1.0,)), ("running", (2.0,)), ("running", (0.3, 1.0)), ("queued", (1.0,))]
+
+
+@pytest.mark.parametrize(("phase", "delays"), [*TWICE, *AGAIN])
+def test_ctrl_c_again_and_again_cleans_up_too(
+    phase: str, delays: tuple[float, ...], many: Path, tmp_path: Path
+) -> None:
     with driver(tmp_path, many, phase) as started:
         started.send(signal.SIGINT)
-        time.sleep(0.3)  # as a person does
-        started.send(signal.SIGINT)
+        for delay_s in delays:
+            time.sleep(delay_s)  # as a person does
+            with suppress(ProcessLookupError):  # it may have ended
+                started.send(signal.SIGINT)
         wait_gone()
-        started.process.wait(timeout=60)
+        assert started.process.wait(timeout=60) == 1
     assert_nothing_is_left(60)
+    assert_no_key_is_left(tmp_path)
 
 
 @pytest.mark.parametrize("phase", PHASES)
