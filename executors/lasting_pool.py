@@ -1,8 +1,9 @@
-"""A pool that outlives its runs: kept by a process of its own until it is stopped or nobody has asked for long."""
+"""A pool that outlives its runs: kept by a process of its own until it is stopped, or nobody has asked it for long."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -16,17 +17,20 @@ from sonic_parsl import site as site_file
 from sonic_parsl.errors import PoolError, PoolLostError
 from sonic_parsl.executors.pool_line import PoolLine
 from sonic_parsl.executors.site import open_pool
-from sonic_parsl.pool import named
+from sonic_parsl.pool import named, overview
+from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.pool.view import PoolView
 
 LOOK_S = 1.0
 POLL_S = 0.1
+BEFORE_EXPIRY_S = 3600.0
+"""A pool ends so long before its certificates do: after that nobody would be let in, and nobody would be told why."""
 PROGRAM = "from sonic_parsl.cli import main; main()"
 
 
 @dataclass
 class IdleWatch:
-    """Tells when nobody has asked the servers anything for long.
+    """Tells when nobody has asked the servers anything for long, since there was one to ask.
 
     Attributes
     ----------
@@ -38,7 +42,7 @@ class IdleWatch:
     _requests: int = -1
     _since: float = 0.0
 
-    def is_over(self, requests: int, now: float) -> bool:
+    def is_over(self, requests: int, now: float, *, ready: bool) -> bool:
         """Return whether it is time to end.
 
         Parameters
@@ -47,23 +51,31 @@ class IdleWatch:
             What all servers there were have answered so far.
         now
             Time of a monotonic clock, in seconds.
+        ready
+            Whether a server is ready now. Until one was, a pool is not idle: it waits in a queue.
         """
+        if self._requests < 0 and not ready:
+            return False
         if requests != self._requests:
             self._requests, self._since = requests, now
         return now - self._since >= self.idle_s
 
 
 def keep_pool(
-    name: str, site: str, *, models: Path | None, idle_s: float, console: Console, on_up: Callable[[], None]
+    name: str, site: str, *, models: Path | None, idle_s: float, console: Console, on_up: Callable[[int], None]
 ) -> str:
-    """Own a pool until it is idle for `idle_s` seconds or this process is told to end; return why it ended.
+    """Own a pool until it is idle for `idle_s` seconds, its certificates expire, or this process is told to end.
+
+    Returns why it ended.
+
+    Sessions that are attached and ask nothing do not keep it: a notebook that somebody forgot holds no GPU.
 
     Parameters
     ----------
     console
         Gets a line whenever the number of servers changes.
     on_up
-        Called once others can attach.
+        Called once others can attach, with the number of servers that are ready.
 
     Raises
     ------
@@ -74,20 +86,48 @@ def keep_pool(
     """
     watch = IdleWatch(idle_s)
     with named.owning(name, site=site_file.find(site).absolute()), open_pool(name, site, models=models) as opened:
-        on_up()
+        pool = opened.pool
+        assert isinstance(pool, ServerPool)
+        on_up(len(pool.table.ready))
         try:
-            with PoolLine(opened.pool, console):
-                while not watch.is_over(_requests(opened.pool), time.monotonic()):
-                    opened.pool.wait_for(lambda table: table.lost is not None, LOOK_S)
-                    if opened.pool.table.lost is not None:
-                        raise PoolLostError(f"The pool is lost: {opened.pool.table.lost}.")
+            with PoolLine(pool, console):
+                while (why := _why_over(pool, watch)) is None:
+                    pool.wait_for(lambda table: table.lost is not None, LOOK_S)
+                    if pool.table.lost is not None:
+                        raise PoolLostError(f"The pool is lost: {pool.table.lost}.")
         except KeyboardInterrupt:
             return "it was told to"
-    return f"nobody has asked it anything for {idle_s:g} s"
+        pool.dismiss(f"the pool {name} ended, for {why}. {_start_again(name, site, models)}")
+        return why
+
+
+def _why_over(pool: ServerPool, watch: IdleWatch) -> str | None:
+    if watch.is_over(_requests(pool), time.monotonic(), ready=bool(pool.table.ready)):
+        return f"nobody has asked it anything for {watch.idle_s:g} s"
+    if pool.trusted_until is not None and time.time() > pool.trusted_until - BEFORE_EXPIRY_S:
+        return "its certificates are about to expire"
+    return None
 
 
 def _requests(pool: PoolView) -> int:
     return sum(entry.load.requests for entry in pool.servers)
+
+
+def _start_again(name: str, site: str, models: Path | None) -> str:
+    """Return what its users should do when a pool has ended."""
+    command = ["sonic-parsl", "pool", "start", "--site", site, "--name", name]
+    command += [] if models is None else ["--models", str(models)]
+    return f"Start it again: `{shlex.join(command)}`, where --idle says for how long it waits; then attach to it again"
+
+
+def count_ready(name: str) -> int:
+    """Return how many servers of a pool that is up are ready now."""
+    return sum(
+        server.state == "ready"
+        for pool in overview.look(pool=name).pools
+        for group in pool.groups
+        for server in group.servers
+    )
 
 
 def start_in_background(name: str, arguments: list[str]) -> int:

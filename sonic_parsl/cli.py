@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -198,21 +199,27 @@ def pool_group() -> None:
     type=click.FloatRange(min=0, min_open=True),
     default=3600.0,
     show_default=True,
-    help="End after so many seconds without a request.",
+    help="End after so many seconds without a request, counted once a server is ready.",
 )
 @click.option("--daemon", is_flag=True, help="Go on in the background.")
 def pool_start(*, site_name: str, name: str | None, models: Path | None, idle: float, daemon: bool) -> None:
     """Start a pool; without --daemon it lives until Ctrl-C."""
-    from sonic_parsl.executors.lasting_pool import keep_pool, start_in_background
+    from sonic_parsl.executors import lasting_pool
 
     name = name or Path(site_name).stem
+    use = f"use it with `sonic-parsl run ... --pool {name}`"
+
+    def say_up(ready: int, *, where: str = "", then: str = "") -> None:
+        servers = "1 server" if ready == 1 else f"{ready or 'no'} servers"
+        _say(f"Pool {name} is up{where}, with {servers} ready so far; {use}{then}.")
+
     if daemon:
         arguments = ["pool", "start", "--site", site_name, "--name", name, "--idle", str(idle)]
-        pid = start_in_background(name, [*arguments, *(["--models", str(models)] if models else [])])
-        _say(f"Pool {name} is up (process {pid}). Use it with `sonic-parsl run ... --pool {name}`.")
+        pid = lasting_pool.start_in_background(name, [*arguments, *(["--models", str(models)] if models else [])])
+        say_up(lasting_pool.count_ready(name), where=f" (process {pid})")
         return
-    on_up = f"Pool {name} is up. Use it with `sonic-parsl run ... --pool {name}`; Ctrl-C ends it."
-    why = keep_pool(name, site_name, models=models, idle_s=idle, console=console, on_up=lambda: _say(on_up))
+    on_up = partial(say_up, then=", end it with Ctrl-C")
+    why = lasting_pool.keep_pool(name, site_name, models=models, idle_s=idle, console=console, on_up=on_up)
     _say(f"Pool {name} ended: {why}.")
 
 

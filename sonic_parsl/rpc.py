@@ -148,6 +148,7 @@ class RegistryStub:
 
     def __init__(self, ref: PoolRef) -> None:
         self._channel = open_channel(ref.registry, STUB_OPTIONS)
+        self._lost: str | None = None
 
     async def call(self, message: AgentMessage) -> Ack:
         """Send an agent's message.
@@ -171,16 +172,21 @@ class RegistryStub:
         Raises
         ------
         PoolLostError
-            The registry cannot be reached now.
+            The registry cannot be reached now, or has ended after it said why the pool is lost.
         VersionMismatchError, PoolError
             It refuses the client.
         """
         method = self._channel.unary_stream(f"/{SERVICE}/Follow")
         try:
             async for data in method(encode(Follow(version=VERSION))):
-                yield decode(ServerTable, data)
+                table = decode(ServerTable, data)
+                self._lost = table.lost
+                yield table
         except grpc.aio.AioRpcError as error:
-            raise _translate(error) from None
+            problem = _translate(error)
+            if self._lost is not None and isinstance(problem, PoolLostError):
+                problem = PoolLostError(f"The pool is lost: {self._lost}")
+            raise problem from None
 
     async def close(self) -> None:
         """Close the connection."""

@@ -27,6 +27,13 @@ class CertificateAuthority:
     ----------
     run_id
         The run's name, which its own certificate bears.
+
+    Attributes
+    ----------
+    certificate
+        Its own certificate, as PEM.
+    valid_until
+        When that ends, and with it all that it has signed, in seconds since the epoch.
     """
 
     def __init__(self, run_id: str) -> None:
@@ -39,6 +46,7 @@ class CertificateAuthority:
             .sign(self._key, hashes.SHA256())
         )
         self.certificate = certificate.public_bytes(serialization.Encoding.PEM).decode()
+        self.valid_until = certificate.not_valid_after_utc.timestamp()
 
     @override
     def __reduce__(self) -> NoReturn:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import stat
 import tempfile
 import threading
 import time
@@ -20,6 +18,7 @@ from typing_extensions import Self, override
 from sonic_parsl.credentials import Credentials, block_name, client_name, registry_name
 from sonic_parsl.errors import ConfigError, PoolError
 from sonic_parsl.pool.authority import CertificateAuthority
+from sonic_parsl.pool.folder import make_private
 from sonic_parsl.pool.numerics import check_one_kind, fallback_of
 from sonic_parsl.pool.process import Event, RegistryProcess
 from sonic_parsl.pool.prospects import Prospects
@@ -80,6 +79,8 @@ class ServerPool(PoolView):
     ----------
     departures
         Servers that left, and why.
+    trusted_until
+        When the run's certificates expire, in seconds since the epoch; None where there are none.
 
     Raises
     ------
@@ -115,6 +116,8 @@ class ServerPool(PoolView):
         self._ref: PoolRef | None = None
         self._registry: RegistryProcess | None = None
         self._authority: CertificateAuthority | None = None
+        self.trusted_until: float | None = None
+        self._dismissed = False
         self._restarts: list[float] = []
         self._news = threading.Condition(threading.RLock())
         self._members: set[object] = set()
@@ -196,18 +199,18 @@ class ServerPool(PoolView):
         """
         if self._registry is not None:
             return
-        # What an earlier registry said is no longer true.
-        self._table, self._blocks, self.departures = ServerTable(run_id=self.run_id, generation=0), {}, []
-        self._make_run_dir()
+        self._table = ServerTable(run_id=self.run_id, generation=0)  # what an earlier registry said is no longer true
+        self._blocks, self.departures = {}, []
+        make_private(self.run_dir)
         self._authority = CertificateAuthority(self.run_id) if self.security == "tls" else None
+        self.trusted_until = None if self._authority is None else self._authority.valid_until
         with self._news:
             self._launch(port=None, table=None)
         if not self._wait(lambda: self._ref is not None or self._table.lost is not None, REGISTRY_START_S):
             self.lose(f"the registry did not start within {REGISTRY_START_S:g} s")
         if self._ref is None:
-            reason = self._table.lost
             self.close()
-            raise PoolError(f"The pool's registry did not start: {reason}.")
+            raise PoolError(f"The pool's registry did not start: {self._table.lost}.")
         try:
             self._ref.write(self.ref_path)
         except PoolError:
@@ -287,20 +290,16 @@ class ServerPool(PoolView):
         with self._news:
             self._set_lost(reason)
 
+    def dismiss(self, reason: str) -> None:
+        """Tell everyone else that the pool is about to end, and why; to its owner it is not lost."""
+        self._dismissed = True
+        self._send(Lose(reason=reason))
+
     def _fallback(self) -> Fallback | None:
         if self.fallback is None:
             return None
         starts_servers = bool(self._claims.keys() - {one.group for one in self.static})
         return fallback_of(self._claims, mix_numerics=self.mix_numerics, patient=starts_servers)
-
-    def _make_run_dir(self) -> None:
-        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = self.run_dir.stat()
-        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise ConfigError(
-                f"The pool's folder {self.run_dir} can be written to by others, who could then start what they like.",
-                hint=f"Run `chmod go-w {self.run_dir}` if it is yours, or name another folder.",
-            )
 
     @override
     def _last_failure(self) -> str:
@@ -352,6 +351,7 @@ class ServerPool(PoolView):
             self._send(Lose(reason=self._table.lost))
 
     def _take_table(self, table: ServerTable) -> None:
+        table = replace(table, lost=None) if self._dismissed else table
         lost = self._table.lost
         self._table = replace(table, lost=lost) if lost else table
         self._seen.update({entry.info.id: entry for entry in table.servers})

@@ -1,19 +1,44 @@
-"""When a pool that outlives its runs has had nothing to do for long enough."""
+"""When a pool that outlives its runs ends by itself."""
 
 from __future__ import annotations
 
+import io
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from sonic_parsl.executors.lasting_pool import IdleWatch
+from sonic_parsl.client.session import Session
+from sonic_parsl.errors import PoolLostError
+from sonic_parsl.executors import lasting_pool
+from sonic_parsl.executors.lasting_pool import IdleWatch, keep_pool
+from sonic_parsl.pool import authority, named
+from sonic_parsl.poolref import PoolRef
+from tests.executors.conftest import write_site
+from tests.leaks import assert_nothing_is_left, wait_until
+
+GRACE_S = 1.0
 
 
 @given(idle_s=st.floats(1, 1e4), part=st.floats(0, 0.99))
 def test_it_is_over_after_the_idle_time_and_not_before(idle_s: float, part: float) -> None:
     watch = IdleWatch(idle_s)
-    assert not watch.is_over(0, 100.0)
-    assert not watch.is_over(0, 100.0 + part * idle_s)
-    assert watch.is_over(0, 100.0 + 1.01 * idle_s)
+    assert not watch.is_over(0, 100.0, ready=True)
+    assert not watch.is_over(0, 100.0 + part * idle_s, ready=True)
+    assert watch.is_over(0, 100.0 + 1.01 * idle_s, ready=True)
+
+
+@given(idle_s=st.floats(1, 1e4), queued_s=st.floats(0, 1e5), part=st.floats(0, 0.99))
+def test_waiting_for_the_first_server_is_not_idle(idle_s: float, queued_s: float, part: float) -> None:
+    watch, came = IdleWatch(idle_s), 100.0 + queued_s
+    assert not watch.is_over(0, 100.0, ready=False)
+    assert not watch.is_over(0, came, ready=False)
+    assert not watch.is_over(0, came, ready=True)
+    assert not watch.is_over(0, came + part * idle_s, ready=False)  # it may go again
+    assert watch.is_over(0, came + 1.01 * idle_s, ready=False)
 
 
 @given(idle_s=st.floats(1, 1e4), gaps=st.lists(st.floats(0, 0.99), max_size=20))
@@ -21,4 +46,38 @@ def test_each_request_lets_it_begin_anew(idle_s: float, gaps: list[float]) -> No
     watch, now = IdleWatch(idle_s), 0.0
     for requests, gap in enumerate(gaps):
         now += gap * idle_s
-        assert not watch.is_over(requests, now)
+        assert not watch.is_over(requests, now, ready=True)
+
+
+@pytest.mark.parametrize("kind", ["idle", "certificates"])
+def test_who_is_attached_when_it_ends_is_told_why_and_how_to_start_it_again(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    if kind == "certificates":
+        monkeypatch.setattr(authority, "VALID", timedelta(seconds=60))
+        monkeypatch.setattr(lasting_pool, "BEFORE_EXPIRY_S", 45.0)
+    site, attached = str(write_site(tmp_path, count="1")), list[Session]()
+
+    def attach(ready: int) -> None:
+        assert ready == 0
+        attached.append(Session(PoolRef.read(named.run_dir("mine") / "pool.json"), grace_s=GRACE_S))
+        attached[0].wait_for(lambda table: table.generation > 0, 10)
+
+    idle_s = 3.0 if kind == "idle" else 600.0
+    why = keep_pool("mine", site, models=None, idle_s=idle_s, console=Console(file=io.StringIO()), on_up=attach)
+    reasons = {"idle": "nobody has asked it anything for 3 s", "certificates": "its certificates are about to expire"}
+    assert why == reasons[kind]
+    text = (
+        f"The pool is lost: the pool mine ended, for {why}. Start it again: `sonic-parsl pool start --site {site} "
+        "--name mine`, where --idle says for how long it waits; then attach to it again"
+    )
+    (session,) = attached
+    told = session.problem
+    wait_until(lambda: session.problem is not told, 20)  # that its registry does not answer any more is no news
+    with pytest.raises(PoolLostError) as caught:
+        session.served("btag", deadline_s=1)
+    assert caught.value.message == text
+    session.close()
+    assert not named.run_dir("mine").exists(), "what is no failure leaves no folder"
+    assert_nothing_is_left()
