@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import asdict
@@ -119,25 +120,29 @@ def run(
 
     analysis = loader.load(workflow)
     fileset = make_fileset(files) if files else runner.input_of(analysis)
-    _make_folder(output)
+    _try_folder(output)
     site_name = site_name or (named.find(pool).site if pool else "local")
     named_files = [file for dataset in fileset.values() for file in dataset["files"]]
     opened = load_site(site_name, models=models or analysis.models, pool=pool, inputs=named_files)
     with opened as site, _one_account_of_an_error():
         result = runner.run(analysis, site, fileset, chunksize=chunksize)
     report = site.report()  # after the servers have left, with their last numbers
-    written = runner.keep(analysis, result, report, output)
     console.print(report)
-    for path in written:
+    for path in runner.keep(analysis, result, report, output):
         _say(f"Wrote {path}")
 
 
-def _make_folder(path: Path) -> None:
+def _try_folder(path: Path) -> None:
+    """Make the folder of a run's results and write to it: at the end of the run it would be late to know."""
+    done = "made"
     try:
         path.mkdir(parents=True, exist_ok=True)
+        done = "written to"
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"results come here")
     except OSError as error:
         raise ConfigError(
-            f"The folder {path} cannot be made: {error.strerror}.", hint="Name another one with --output."
+            f"The folder {path} cannot be {done}: {error.strerror}.", hint="Name another one with --output."
         ) from None
 
 

@@ -33,17 +33,31 @@ def make_fileset(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def check_files(fileset: dict[str, dict[str, Any]]) -> None:
-    """Check every file of a fileset that is on this machine.
+    """Check every file of a fileset that is on this machine, and that none is there twice.
 
     Raises
     ------
     DataError
         One is missing, is no ROOT file, or has not the tree.
+    ConfigError
+        One is there twice.
     """
+    _refuse_twice([(file, tree) for dataset in fileset.values() for file, tree in dataset["files"].items()])
     for dataset in fileset.values():
         for file, tree in dataset["files"].items():
             if "://" not in file:
                 check_root(file, tree)
+
+
+def _refuse_twice(named: Sequence[tuple[str, str]]) -> None:
+    """Refuse a tree that is named twice, under whatever name: its events would count twice."""
+    first: dict[tuple[str, str], str] = {}
+    for file, tree in named:
+        key = (file if "://" in file else str(Path(file).resolve()), tree)
+        if key in first:
+            name = file if file == first[key] else f"{first[key]} and {file} are one file, which"
+            raise ConfigError(f"{name} is named twice; its events would count twice.", hint="Leave one of them out.")
+        first[key] = file
 
 
 def _add(fileset: dict[str, dict[str, Any]], more: dict[str, dict[str, Any]], source: str) -> None:
@@ -92,11 +106,24 @@ def _dataset(source: str, name: Any, entry: Any) -> dict[str, Any]:
     entry = entry if isinstance(entry, dict) else {"files": entry}
     files, tree = entry.get("files"), entry.get("treename") or TREE
     if isinstance(files, list):
+        _refuse_twice([(str(file), tree) for file in files])
         files = dict.fromkeys(map(str, files), tree)
     if not isinstance(files, dict) or not files:
         raise ConfigError(f"{source}: dataset {name} names no files.", hint=f"Write {EXAMPLE}.")
+    metadata = entry.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise ConfigError(
+            f"{source}: metadata of dataset {name} is {metadata!r}; it should be a mapping.",
+            hint='Write {"dataset": {"files": ["file.root"], "metadata": {"xsec": 832.0}}}.',
+        )
+    for file, value in files.items():
+        if isinstance(value, dict) and value.get("steps"):
+            raise ConfigError(
+                f"{source}: {file} of dataset {name} has steps, and only whole files are read.",
+                hint="Leave the steps out; --chunksize says how many events are read at once.",
+            )
     trees = {str(file): _tree(value, tree) for file, value in files.items()}
-    return {"files": trees, **({"metadata": entry["metadata"]} if entry.get("metadata") else {})}
+    return {"files": trees, **({"metadata": metadata} if metadata else {})}
 
 
 def _tree(value: Any, default: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import coffea.util
 from coffea.processor import Runner
 
-from sonic_parsl.errors import ConfigError
+from sonic_parsl.errors import ConfigError, DataError
 from sonic_parsl.executors.explain import explain
 from sonic_parsl.executors.pool_line import PoolLine
 from sonic_parsl.executors.site import Site
@@ -39,13 +40,47 @@ def run(workflow: Workflow, site: Site, fileset: Fileset, *, chunksize: int) -> 
 
 
 def keep(workflow: Workflow, output: Any, report: Report, folder: Path) -> list[Path]:
-    """Write the accumulator, the pictures and the report to `folder`; return the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the accumulator, the pictures and the report to `folder`; return the files.
+
+    Raises
+    ------
+    DataError
+        The folder cannot be written to any more; it says where accumulator and report are instead.
+    AnalysisError
+        The workflow's function that draws failed.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        numbers = _written(workflow, output, report, folder)
+        pictures = _drawn(workflow.draw, output, folder) if workflow.draw else draw_all(output, folder)
+    except OSError as error:
+        there = _kept_elsewhere(workflow, output, report)
+        raise DataError(
+            f"The folder {folder} cannot be written to any more: {error.strerror}.",
+            hint=f"Accumulator and report are in {there}."
+            if there
+            else "Nor can the folder you are in, or that for temporary files: the result is lost.",
+        ) from None
+    return [*pictures, *numbers]
+
+
+def _written(workflow: Workflow, output: Any, report: Report, folder: Path) -> list[Path]:
     accumulator = folder / f"{workflow.name}.coffea"
     coffea.util.save(output, str(accumulator))
     report.write(folder / "report.json")
-    pictures = _drawn(workflow.draw, output, folder) if workflow.draw else draw_all(output, folder)
-    return [*pictures, folder / "report.json", accumulator]
+    return [folder / "report.json", accumulator]
+
+
+def _kept_elsewhere(workflow: Workflow, output: Any, report: Report) -> Path | None:
+    """Write what took hours to get where there is room for it; return where that is, or None where there is none."""
+    for place in (Path.cwd(), Path(tempfile.gettempdir())):
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=f"{workflow.name}-", dir=place))
+            _written(workflow, output, report, folder)
+        except OSError:
+            continue  # the next one may have room
+        return folder
+    return None
 
 
 def _drawn(draw: Callable[[Any, Path], list[Path]], output: Any, folder: Path) -> list[Path]:

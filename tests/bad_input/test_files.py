@@ -149,6 +149,33 @@ CASES: list[tuple[str, Make, str, str]] = [
         'bad.json: dataset tt names no files. Write {"dataset": ["file.root"]}.',
     ),
     (
+        "metadata that is a word",
+        text("bad.json", '{"tt": {"files": ["a.root"], "metadata": "x"}}'),
+        "bad.json",
+        (
+            "bad.json: metadata of dataset tt is 'x'; it should be a mapping. "
+            'Write {"dataset": {"files": ["file.root"], "metadata": {"xsec": 832.0}}}.'
+        ),
+    ),
+    (
+        "steps, which would be dropped",
+        text("bad.json", '{"tt": {"files": {"a.root": {"object_path": "Events", "steps": [[0, 100]]}}}}'),
+        "bad.json",
+        (
+            "bad.json: a.root of dataset tt has steps, and only whole files are read. "
+            "Leave the steps out; --chunksize says how many events are read at once."
+        ),
+    ),
+    (
+        "a file that is listed twice",
+        text("bad.json", '{"tt": ["a.root", "b.root", "./a.root"]}'),
+        "bad.json",
+        (
+            "a.root and ./a.root are one file, which is named twice; its events would count twice. "
+            "Leave one of them out."
+        ),
+    ),
+    (
         "a file of a list",
         text("bad.json", '{"tt": ["gone.root"]}'),
         "bad.json",
@@ -193,6 +220,11 @@ def test_an_output_folder_that_cannot_be_made_is_named(call: Call, tmp_path: Pat
     (tmp_path / "taken").write_text("")
     sentence = "The folder taken/plots cannot be made: Not a directory. Name another one with --output."
     assert told(call("run", "btag_ttbar", events, "--output", "taken/plots")) == sentence
+
+
+def test_an_output_folder_that_cannot_be_written_to_is_named_before_anything_starts(call: Call, events: Path) -> None:
+    sentence = "The folder /proc cannot be written to: …. Name another one with --output."
+    assert_says(told(call("run", "btag_ttbar", events, "--output", "/proc")), sentence)
 
 
 def test_debug_shows_where_it_was_noticed(call: Call) -> None:

@@ -39,12 +39,32 @@ def test_each_file_is_a_dataset_named_after_it(root_file: str, tmp_path: Path) -
 
 
 def test_files_of_one_name_from_two_folders_stay_apart(root_file: str, tmp_path: Path) -> None:
-    other = write_root(tmp_path / "sub" / "a.root", "Events")
-    assert make_fileset([root_file, other, root_file]) == {
+    second, third = (write_root(tmp_path / sub / "a.root", "Events") for sub in ("two", "three"))
+    assert make_fileset([root_file, second, third]) == {
         "a": {"files": {root_file: "Events"}},
-        "a-2": {"files": {other: "Events"}},
-        "a-3": {"files": {root_file: "Events"}},
+        "a-2": {"files": {second: "Events"}},
+        "a-3": {"files": {third: "Events"}},
     }
+
+
+def test_a_file_that_is_named_twice_is_refused_whatever_its_name(
+    root_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.root").symlink_to(root_file)
+    listed = write_json(tmp_path, {"one": ["a.root"], "two": ["./a.root"]})
+    for names in (["a.root", "./a.root"], [root_file, "link.root"], [listed], ["a.root", "a.root"]):
+        with pytest.raises(ConfigError, match=r"is named twice; its events would count twice\. Leave one of them out"):
+            make_fileset(names)
+    url = "root://eos.example.org//store/a.root"
+    with pytest.raises(ConfigError, match="is named twice"):
+        make_fileset([url, url])
+
+
+def test_two_trees_of_one_file_are_two_datasets(tmp_path: Path) -> None:
+    path = write_root(tmp_path / "a.root", "Events", "Runs")
+    fileset = {"events": {"files": {path: "Events"}}, "runs": {"files": {path: "Runs"}}}
+    assert make_fileset([write_json(tmp_path, fileset)]) == fileset
 
 
 def test_remote_files_are_left_to_the_workers() -> None:
@@ -59,8 +79,8 @@ def test_remote_files_are_left_to_the_workers() -> None:
         ('{"files": ["a.root"]}', "Events"),
         ('{"files": {"a.root": "Runs"}}', "Runs"),
         ('{"files": ["a.root"], "treename": "Runs"}', "Runs"),
-        ('{"files": {"a.root": {"object_path": "Runs", "steps": [[0, 3]]}}}', "Runs"),
-        ('{"files": {"a.root": {"steps": [[0, 3]]}}}', "Events"),
+        ('{"files": {"a.root": {"object_path": "Runs", "steps": null}}}', "Runs"),
+        ('{"files": {"a.root": {"num_entries": 3}}, "metadata": {}}', "Events"),
     ],
 )
 def test_a_fileset_has_any_form_that_coffea_takes(
