@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,7 +34,8 @@ class Checkpointer(SimpleCheckpointer):  # type: ignore[misc]
     folder
         Where checkpoints are kept, a path or URL that all workers see.
     processor
-        The analysis. Its source file and its attributes count; modules that it imports do not.
+        The analysis. What counts are its source file, those of the classes it is made of, and its attributes;
+        not the modules that these files import, the schema, or the versions of libraries.
     models
         Digest of each model, by name and version; see :func:`model_digests`.
     **options
@@ -50,7 +52,7 @@ class Checkpointer(SimpleCheckpointer):  # type: ignore[misc]
 def key_of(processor: ProcessorABC, models: Mapping[str, str]) -> str:
     """Return what checkpoints of an analysis with these models are known by."""
     total = hashlib.sha256()
-    for part in (*_sources(type(processor)), cloudpickle.dumps(vars(processor))):
+    for part in (*_sources(type(processor)), _pickled(vars(processor))):
         total.update(len(part).to_bytes(8, "big") + part)
     total.update(json.dumps(dict(sorted(models.items()))).encode())
     return total.hexdigest()[:KEY_CHARACTERS]
@@ -103,5 +105,21 @@ def _source(cls: type) -> bytes:
             return inspect.getsource(thing).encode()
         except (OSError, TypeError):
             continue  # a notebook's module has no file; a class made by exec has no lines
-    pickled: bytes = cloudpickle.dumps(cls)
-    return pickled
+    return _pickled(cls)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Writes sets in one order: their own depends on the hashes of strings, which are others in each process."""
+
+    def persistent_id(self, thing: Any) -> Any:
+        """Return what stands for a set, the subclass and its attributes included; None for all else."""
+        if not isinstance(thing, set | frozenset):
+            return None
+        return type(thing).__qualname__, sorted(map(_pickled, thing)), getattr(thing, "__dict__", None)
+
+
+def _pickled(thing: Any) -> bytes:
+    """Return bytes that are the same wherever `thing` is."""
+    buffer = io.BytesIO()
+    _Pickler(buffer).dump(thing)
+    return buffer.getvalue()
