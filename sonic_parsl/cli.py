@@ -121,7 +121,8 @@ def run(
     analysis = loader.load(workflow)
     fileset = make_fileset(files) if files else runner.input_of(analysis)
     _try_folder(output)
-    site_name = site_name or (named.find(pool).site if pool else "local")
+    if site_name is None:
+        site_name = "local" if pool is None else named.find(pool).site
     named_files = [file for dataset in fileset.values() for file in dataset["files"]]
     opened = load_site(site_name, models=models or analysis.models, pool=pool, inputs=named_files)
     with opened as site, _one_account_of_an_error():
@@ -211,7 +212,7 @@ def pool_start(*, site_name: str, name: str | None, models: Path | None, idle: f
     """Start a pool; without --daemon it lives until Ctrl-C."""
     from sonic_parsl.executors import lasting_pool
 
-    name = name or Path(site_name).stem
+    name = _pool_name(site_name) if name is None else name
     use = f"use it with `sonic-parsl run ... --pool {name}`"
 
     def say_up(ready: int, *, where: str = "", then: str = "") -> None:
@@ -226,6 +227,19 @@ def pool_start(*, site_name: str, name: str | None, models: Path | None, idle: f
     on_up = partial(say_up, then=", end it with Ctrl-C")
     why = lasting_pool.keep_pool(name, site_name, models=models, idle_s=idle, console=console, on_up=on_up)
     _say(f"Pool {name} ended: {why}.")
+
+
+def _pool_name(site_name: str) -> str:
+    """Return a name for a pool that was given none."""
+    from sonic_parsl.pool import named
+
+    name = Path(site_name).stem
+    if not named.NAME.fullmatch(name):
+        raise ConfigError(
+            f"The pool was given no name, and that of its site, {name!r}, cannot be one.",
+            hint="Give it one of letters, digits, - and _ with --name.",
+        )
+    return name
 
 
 @pool_group.command("stop")

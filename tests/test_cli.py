@@ -152,6 +152,36 @@ class Mine(ProcessorABC):
 """
 
 
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("run", "btag_ttbar", "events.root", "--site", ""), "There is no site ''. Give the path of a site file, or "),
+        (
+            ("run", "btag_ttbar", "events.root", "--pool", ""),
+            "A pool cannot be named ''. Use letters, digits, - and _.",
+        ),
+        (("doctor", "--site", ""), "There is no site ''."),
+        (("status", "--pool", ""), "A pool cannot be named ''."),
+        (("pool", "stop", ""), "A pool cannot be named ''."),
+        (("pool", "start", "--name", ""), "A pool cannot be named ''."),
+        (
+            ("pool", "start", "--site", "my.site.yaml"),
+            (
+                "The pool was given no name, and that of its site, 'my.site', cannot be one. "
+                "Give it one of letters, digits, - and _ with --name."
+            ),
+        ),
+    ],
+)
+def test_a_name_that_is_none_is_refused_and_not_taken_for_no_name(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], sentence: str
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with uproot.recreate(tmp_path / "events.root") as file:
+        file["Events"] = {"x": np.arange(3)}
+    assert failure(call(*args)).startswith(f"Error: {sentence}")
+
+
 def test_a_sentence_is_one_line_however_narrow_the_terminal(call: Call) -> None:
     name = "a" * 200 + "[x].root"
     assert failure(call("run", "btag_ttbar", name)).startswith(f"Error: There is no file {name}. ")

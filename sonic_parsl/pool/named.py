@@ -127,8 +127,9 @@ def find(name: str) -> PoolRecord:
     Raises
     ------
     ConfigError
-        There is none of this name.
+        There is none of this name, or it is no name.
     """
+    check_name(name)
     known = {record.name: record for record in running()}
     if name in known:
         return known[name]
