@@ -206,6 +206,9 @@ def test_a_pool_ends_when_nobody_asks_it_and_says_so(home: Path) -> None:
         check=True,
         timeout=END_S,
     )
+    assert (
+        "Pool short is up, with no servers ready so far; use it with `sonic-parsl run ... --pool short`" in done.stdout
+    )
     assert "Pool short ended: nobody has asked it anything for 8 s." in done.stdout
     late = subprocess.run(
         [PROGRAM, "run", "btag_ttbar", "--pool", "short"], capture_output=True, text=True, check=False
