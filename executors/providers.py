@@ -72,6 +72,14 @@ def note_beginning(provider: ExecutionProvider) -> None:
         provider.worker_init = f'export {BEGAN_ENV}="$({dialect.began if dialect else Dialect.began})"\n{init}'
 
 
+def said_walltime(job: Job, provider: ExecutionProvider) -> float | None:
+    """Return how long a job is, in seconds, where its site file says it; Parsl's providers have defaults of their own."""
+    if job.walltime is not None:
+        return job.walltime
+    is_said = "walltime" in job.options or isinstance(provider, HTCondorProvider)
+    return walltime_of(provider) if is_said else None
+
+
 def last_words(provider: ExecutionProvider, label: str, block_id: str) -> str:
     """Return the end of what a block's job wrote to its stderr; nothing where no such file is here.
 

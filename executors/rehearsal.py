@@ -10,12 +10,15 @@ from parsl.providers.base import ExecutionProvider
 
 from sonic_parsl.errors import ConfigError
 from sonic_parsl.executors.dialects import DIALECTS, Dialect
-from sonic_parsl.executors.providers import make_provider, walltime_of
+from sonic_parsl.executors.providers import make_provider, said_walltime, walltime_of
 from sonic_parsl.executors.queue_word import ASK_S, ask
-from sonic_parsl.site import Count, Job, ServerGroup
+from sonic_parsl.executors.worker_executor import drain_margin
+from sonic_parsl.site import Count, Job, ServerGroup, Workers
 from sonic_parsl.walltime import clock, seconds
 
 MEND = "Mend partition or queue, nodes, walltime, account or request in the site file."
+LEAST_S = 300.0
+"""Workers whose jobs are shorter do little but start."""
 
 
 def silence(provider: str) -> str | None:
@@ -44,7 +47,10 @@ def objections(job: Job) -> Iterator[str]:
     walltime_s = walltime_of(provider)
     if walltime_s is not None:
         yield from _too_long(walltime_s, job, dialect)
-        yield from _too_short(walltime_s, job)
+        if said_walltime(job, provider) is None:
+            yield _unsaid(walltime_s)
+        else:
+            yield from _too_short(walltime_s, job)
 
 
 class _Rehearsed(BaseException):
@@ -90,11 +96,23 @@ def _too_long(walltime_s: float, job: Job, dialect: Dialect) -> Iterator[str]:
         yield f"walltime {clock(walltime_s)} is longer than partition {job.partition} allows, {limit}. Shorten it."
 
 
+def _unsaid(walltime_s: float) -> str:
+    return (
+        f"the site file says no walltime, and Parsl asks for {clock(walltime_s)}, which is too short for most runs. "
+        'Add `walltime: "HH:MM:SS"`, also where a request says it in the batch system\'s words.'
+    )
+
+
 def _too_short(walltime_s: float, job: Job) -> Iterator[str]:
     if isinstance(job, ServerGroup) and walltime_s <= job.start_timeout + job.drain_before:
         yield (
             f"walltime {clock(walltime_s)} may leave nothing to serve in: a start may take {job.start_timeout:g} s "
             f"(start-timeout), and the last {job.drain_before:g} s take no requests (drain-before). Raise it."
+        )
+    if isinstance(job, Workers) and walltime_s < LEAST_S:
+        yield (
+            f"walltime {clock(walltime_s)} leaves little to work in: each job starts Python first, and its workers "
+            f"begin no chunk in its last {drain_margin(walltime_s):g} s. Raise it to what many chunks take."
         )
 
 

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from sonic_parsl.errors import PoolError
 from sonic_parsl.executors.lost_blocks import LostBlocks
-from sonic_parsl.executors.providers import make_provider
+from sonic_parsl.executors.providers import make_provider, said_walltime
 from sonic_parsl.executors.steady_clock import SteadilyPolled
 from sonic_parsl.executors.worker_pool import LAUNCH_COMMAND
 from sonic_parsl.server.leash import leashed
@@ -27,9 +27,16 @@ export TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/sonic-parsl-XXXXXX")
 trap 'rm -rf "$TMPDIR"' EXIT
 trap 'exit 143' TERM"""
 """Parsl's worker pools leave a folder with a socket where they are ended: it goes with the job's script."""
+DRAIN_SHARE, LONGEST_DRAIN_S = 0.1, 600.0
+"""Of a job's length, its end, in which its workers begin no chunk."""
 INTERCHANGE = "sonic_parsl.executors.interchange"
 POLL_MS = 50
 """How often a thread that launches a task looks whether the pipe is closed meanwhile."""
+
+
+def drain_margin(walltime_s: float) -> float:
+    """Return how long before the end of its job a worker pool takes no new chunk and leaves with its last, in s."""
+    return min(DRAIN_SHARE * walltime_s, LONGEST_DRAIN_S)
 
 
 class TaskPipe:
@@ -88,6 +95,8 @@ class WorkerExecutor(SteadilyPolled, HighThroughputExecutor):  # type: ignore[mi
 
     def __init__(self, workers: Workers, driver: Driver, *, more_init: str) -> None:
         ports = {"worker_port_range": driver.port_range, "interchange_port_range": driver.port_range}
+        provider = make_provider(workers, count=workers.count, more_init=f"{OWN_TMPDIR}\n{more_init}")
+        walltime_s = said_walltime(workers, provider)
         super().__init__(
             label=WORKERS,
             address=driver.ipv4,
@@ -99,7 +108,8 @@ class WorkerExecutor(SteadilyPolled, HighThroughputExecutor):  # type: ignore[mi
             interchange_launch_cmd=leashed([sys.executable, "-m", INTERCHANGE]),
             launch_cmd=LAUNCH_COMMAND,
             block_error_handler=LostBlocks(),
-            provider=make_provider(workers, count=workers.count, more_init=f"{OWN_TMPDIR}\n{more_init}"),
+            provider=provider,
+            drain_period=None if walltime_s is None else max(1, int(walltime_s - drain_margin(walltime_s))),
             **(ports if driver.port_range else {}),
         )
 

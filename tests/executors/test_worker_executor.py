@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
+import parsl
 import pytest
 import zmq
+from parsl.config import Config
 from parsl.executors.high_throughput.zmq_pipes import TasksOutgoing
 
 from sonic_parsl.errors import PoolError
-from sonic_parsl.executors.worker_executor import TaskPipe
-from tests.leaks import wait_until
+from sonic_parsl.executors.worker_executor import WORKERS, TaskPipe, WorkerExecutor
+from sonic_parsl.site import Driver, Workers
+from tests.leaks import assert_nothing_is_left, wait_until
 
 LAUNCHERS = 4
 
@@ -86,3 +90,48 @@ def test_tasks_arrive_whole_and_in_order(outgoing: TasksOutgoing, interchange: z
         pipe.put({"task": number})
     assert [interchange.recv_pyobj() for _ in range(100)] == [{"task": number} for number in range(100)]
     close(pipe)
+
+
+# The end of their jobs --------------------------------------------------------
+
+
+def chunk(number: int) -> tuple[int, str]:
+    import os
+    import time
+
+    time.sleep(1.0)
+    return number, os.environ["PARSL_WORKER_BLOCK_ID"]
+
+
+def test_work_that_outlives_its_workers_jobs_goes_on_in_new_ones_and_loses_no_chunk(tmp_path: Path) -> None:
+    workers = Workers.model_validate({"walltime": "00:00:08", "workers-per-node": 2})
+    executor = WorkerExecutor(workers, Driver(), more_init="")
+    # Without retries a chunk that a pool takes along, when it leaves, is an error.
+    with parsl.load(
+        Config(
+            [executor], run_dir=str(tmp_path), strategy_period=1, retries=0, usage_tracking=0, initialize_logging=False
+        )
+    ):
+        app = parsl.python_app(chunk, executors=[WORKERS])
+        done = [future.result(120) for future in [app(number) for number in range(16)]]
+    assert [number for number, _ in done] == list(range(16))
+    assert len({block for _, block in done}) >= 2
+    assert_nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("workers", "drain_s"),
+    [
+        ({"provider": "slurm", "partition": "cpu", "walltime": "04:00:00"}, 4 * 3600 - 600),
+        ({"provider": "slurm", "partition": "cpu", "walltime": "00:30:00"}, 0.9 * 1800),
+        ({"provider": "slurm", "options": {"walltime": "00:30:00"}}, 0.9 * 1800),
+        ({"provider": "htcondor", "request": "allowed_job_duration = 1800"}, 0.9 * 1800),
+        ({"provider": "slurm", "partition": "cpu", "request": "--time=04:00:00"}, None),
+        ({"provider": "htcondor"}, None),
+        ({}, None),
+    ],
+)
+def test_workers_whose_walltime_the_site_file_says_leave_before_its_end(
+    workers: dict[str, object], drain_s: float | None
+) -> None:
+    assert WorkerExecutor(Workers.model_validate(workers), Driver(), more_init="").drain_period == drain_s
