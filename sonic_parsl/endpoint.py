@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from sonic_parsl.errors import ConfigError
 from sonic_parsl.poolref import StaticServer
 from sonic_parsl.ports import is_loopback
+
+URL = re.compile(r"grpcs?://[A-Za-z0-9._-]+:[0-9]{1,5}")
 
 
 def _kebab(name: str) -> str:
@@ -49,13 +52,21 @@ class Endpoint(Section):
         Whether an unencrypted connection to another machine is meant.
     """
 
-    url: Annotated[str, Field(pattern=r"^grpcs?://[A-Za-z0-9._-]+:[0-9]{1,5}$")]
+    url: str
     models: Annotated[list[str], Field(min_length=1)]
     ca: str | None = None
     token_env: str | None = None
     insecure: bool = False
 
     _beside = field_validator("ca")(beside_site_file)
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        if URL.fullmatch(value) is None:
+            msg = "this should be grpcs://host:port, or grpc://host:port without TLS"  # what it is may hold a password
+            raise ValueError(msg)
+        return value
 
     @model_validator(mode="after")
     def _check_plain(self) -> Endpoint:

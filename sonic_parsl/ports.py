@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import re
 import socket
 from collections.abc import Iterator
 
@@ -12,6 +13,17 @@ import psutil
 from sonic_parsl.errors import ConfigError
 
 PortRange = tuple[int, int]
+RANGE = re.compile(r"(\d+) *- *(\d+)")
+
+
+def as_range(value: object) -> object:
+    """Return ``first-last``, as firewalls write it, as the pair that it is; leave a pair of anything as it is."""
+    if isinstance(value, str) and (found := RANGE.fullmatch(value.strip())):
+        return found.groups()
+    if isinstance(value, list | tuple) and len(value) == 2:
+        return value
+    msg = f"{value!r} is not [first, last]"
+    raise ValueError(msg)
 
 
 def listen_addresses(host: str, port_range: PortRange | None) -> Iterator[str]:
@@ -66,7 +78,7 @@ def ipv4_of(address: str) -> str:
         except ValueError:
             raise ConfigError(
                 f"'{address}' is neither an IPv4 address nor an interface of this machine, {socket.gethostname()}.",
-                hint=f"Its interfaces are {', '.join(sorted(interfaces))}.",
+                hint=f"Give its IPv4 address, or one of its interfaces: {', '.join(sorted(interfaces))}.",
             ) from None
     found = [entry.address for entry in interfaces[address] if entry.family is socket.AF_INET]
     if not found:

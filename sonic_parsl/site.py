@@ -13,7 +13,7 @@ from sonic_parsl.devices import BUILT_IN, Device, Family, Fidelity
 from sonic_parsl.endpoint import Endpoint, Section, beside_site_file
 from sonic_parsl.errors import ConfigError
 from sonic_parsl.poolref import StaticServer
-from sonic_parsl.ports import ipv4_of
+from sonic_parsl.ports import as_range, ipv4_of
 from sonic_parsl.protocol import LEASE_S
 from sonic_parsl.walltime import Walltime
 from sonic_parsl.yaml_file import read_yaml
@@ -27,6 +27,8 @@ PACKAGED_MODELS = "packaged"
 def _as_range(value: object) -> object:
     if isinstance(value, int):
         return {"min": value, "max": value}
+    if isinstance(value, dict) and isinstance(value.get("min"), int):
+        return {"max": value["min"], **value}
     if isinstance(value, (dict, Count)):
         return value
     msg = f"{value!r} is neither a number nor {{min: ..., max: ...}}"
@@ -34,7 +36,7 @@ def _as_range(value: object) -> object:
 
 
 class Count(Section):
-    """How many, at least and at most."""
+    """How many, at least and at most: as many as the least, where a site file does not say."""
 
     min: Annotated[int, Field(ge=1)] = 1
     max: Annotated[int, Field(ge=1)] = 1
@@ -159,6 +161,14 @@ class ServerGroup(Job):
         return self
 
     @model_validator(mode="after")
+    def _check_static(self) -> ServerGroup:
+        idle = sorted(name.replace("_", "-") for name in self.model_fields_set - _OF_STATIC)
+        if self.static and idle:
+            msg = f"static servers are run by somebody else, so {', '.join(idle)} would do nothing here; leave it out"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _check_image(self) -> ServerGroup:
         if self.runtime == "apptainer" and not self.image:
             msg = "runtime apptainer needs an image, a SIF file or docker://nvcr.io/nvidia/tritonserver:24.10-py3"
@@ -169,6 +179,10 @@ class ServerGroup(Job):
     @classmethod
     def _find_models(cls, value: str, info: ValidationInfo) -> str | None:
         return value if value == PACKAGED_MODELS else beside_site_file(value, info)
+
+
+_OF_STATIC = {"static", "device", "models", "start_timeout"}
+"""Settings that mean something for servers of others."""
 
 
 class DeviceKind(Section):
@@ -192,7 +206,7 @@ class Driver(Section):
     """
 
     address: str = "127.0.0.1"
-    port_range: tuple[int, int] | None = None
+    port_range: Annotated[tuple[int, int], BeforeValidator(as_range)] | None = None
     run_dir: Path | None = None
 
     @property

@@ -75,5 +75,7 @@ def test_an_interface_stands_for_its_ipv4_address() -> None:
 
 @pytest.mark.parametrize("address", ["ib7", "::1", "localhost"])
 def test_what_is_neither_an_ipv4_address_nor_an_interface_is_refused(address: str) -> None:
-    with pytest.raises(ConfigError, match=rf"'{address}' is neither .*\. Its interfaces are .*\blo\b"):
+    with pytest.raises(
+        ConfigError, match=rf"'{address}' is neither .*\. Give its IPv4 address, or one of its interfaces: .*\blo\b"
+    ):
         ipv4_of(address)

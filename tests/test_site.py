@@ -74,6 +74,8 @@ def test_a_model_folder_is_beside_the_site_file(written: Path) -> None:
 def test_a_count_is_a_number_or_a_range(low: int, more: int) -> None:
     one = SiteFile.model_validate({"servers": {"a": {"count": low}}})
     assert one.servers["a"].count == Count(min=low, max=low)
+    least = SiteFile.model_validate({"servers": {"a": {"count": {"min": low}}}})
+    assert least.servers["a"].count == one.servers["a"].count
     some = SiteFile.model_validate({"servers": {"a": {"count": {"min": low, "max": low + more}}}})
     assert some.servers["a"].count == Count(min=low, max=low + more)
 
@@ -263,9 +265,9 @@ def test_an_authority_that_is_none_is_refused_by_the_name_of_its_file(
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
-        ({"url": "https://gate.example"}, "servers.gate.static.0.url: String should match pattern"),
-        ({"url": "grpcs://gate.example"}, "servers.gate.static.0.url: String should match pattern"),
-        ({"url": "grpcs://user:word@gate.example:1"}, "servers.gate.static.0.url: String should match pattern"),
+        ({"url": "https://gate.example"}, "servers.gate.static.0.url: this should be grpcs://host:port"),
+        ({"url": "grpcs://gate.example"}, "servers.gate.static.0.url: this should be grpcs://host:port"),
+        ({"url": "grpcs://user:word@gate.example:1"}, "servers.gate.static.0.url: this should be grpcs://host:port"),
         (
             {"url": "grpc://gate.example:1"},
             "is not encrypted and on another machine; use grpcs://, or say insecure: tr",
@@ -285,6 +287,19 @@ def test_a_wrong_server_of_others_is_a_sentence_with_its_place(
 def test_a_plain_connection_is_for_this_machine_or_must_be_meant(written: Path, keys: dict[str, Any]) -> None:
     written.write_text(yaml.safe_dump(gateway(**keys)))
     assert not read(written).static_servers()[0].peer.secure
+
+
+def test_what_servers_of_others_have_may_be_here_too_and_how_long_they_are_waited_for(written: Path) -> None:
+    site = gateway()
+    site["servers"]["gate"] |= {"models": "here", "start-timeout": 9}
+    written.write_text(yaml.safe_dump(site))
+    assert read(written).servers["gate"].start_timeout == 9
+
+
+@pytest.mark.parametrize("ports", ["9700-9799", " 9700 - 9799 ", [9700, 9799], ["9700", "9799"]])
+def test_a_range_of_ports_is_a_pair_or_as_firewalls_write_it(written: Path, ports: object) -> None:
+    written.write_text(yaml.safe_dump({**GOOD, "driver": {"port-range": ports}}))
+    assert read(written).driver.port_range == (9700, 9799)
 
 
 def test_security_is_on_unless_it_is_turned_off(written: Path) -> None:

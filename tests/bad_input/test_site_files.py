@@ -78,6 +78,19 @@ PROBLEMS: list[tuple[str, str, str]] = [
         "servers: {a: {count: {min: 3, max: 2}}}",
         "servers.a.count: min is 3, which is more than max, 2.",
     ),
+    (
+        "a server of others without a port",
+        "servers: {a: {static: [{url: 'grpcs://me:word@triton.example.org', models: [btag]}]}}",
+        "servers.a.static.0.url: this should be grpcs://host:port, or grpc://host:port without TLS.",
+    ),
+    (
+        "jobs of servers that others run",
+        "servers: {a: {static: [{url: 'grpcs://h:1', models: [m]}], provider: slurm, request: --gres=gpu:1, count: 2}}",
+        (
+            "servers.a: static servers are run by somebody else, so count, provider, request would do nothing here; "
+            "leave it out."
+        ),
+    ),
     ("an unknown device", "servers: {a: {device: tpu}}", "servers.a.device is 'tpu'; known are cpu, fpga, gpu, ipu."),
     (
         "an unknown runtime",
@@ -98,6 +111,12 @@ PROBLEMS: list[tuple[str, str, str]] = [
         "ports in the wrong order",
         SERVERS + "driver: {port-range: [9000, 8000]}",
         "driver: port-range [9000, 8000] is not [first, last] with 1024 <= first <= last <= 65535.",
+    ),
+    ("one port", SERVERS + "driver: {port-range: 9700}", "driver.port-range: 9700 is not [first, last]."),
+    (
+        "three ports",
+        SERVERS + "driver: {port-range: [1, 2, 3]}",
+        "driver.port-range: [1, 2, 3] is not [first, last].",
     ),
 ]
 
@@ -161,6 +180,14 @@ HERE: list[tuple[str, str, str]] = [
         "a binary that is not there",
         "servers: {a: {runtime: host, binary: tritonserver-25}}",
         "There is no tritonserver-25 here. Load the site's module for it, or use the apptainer or wheel runtime.",
+    ),
+    (
+        "a name for an address",
+        SERVERS + "driver: {address: login.example.org}",
+        (
+            "'login.example.org' is neither an IPv4 address nor an interface of this machine, …. "
+            "Give its IPv4 address, or one of its interfaces: …."
+        ),
     ),
     (
         "an address of another machine",

@@ -22,7 +22,7 @@ driver: {run-dir: runs}
 SAID = (
     "driver: nodes of gridengine, slurm cannot reach this machine at 127.0.0.1. Set `driver: {address: ...}` to one of"
 )
-STATIC = {"static": [{"url": "grpcs://triton.example.org:443", "models": ["btag"]}], "provider": "slurm"}
+STATIC = {"static": [{"url": "grpcs://triton.example.org:443", "models": ["btag"]}]}
 
 
 @pytest.fixture
