@@ -15,6 +15,7 @@ from parsl.providers.grid_engine import grid_engine
 
 from sonic_parsl.executors.gridengine import GridEngineProvider
 from sonic_parsl.executors.htcondor import HTCondorProvider
+from sonic_parsl.executors.undertaker import Undertaker
 from sonic_parsl.walltime import clock
 
 LINES = "scheduler_options"
@@ -197,6 +198,13 @@ grid_engine.translate_table.update(t=JobState.RUNNING, rt=JobState.RUNNING, rr=J
 def dialect_of(provider: ExecutionProvider | None) -> Dialect | None:
     """Return how a provider's batch system speaks; None for one that is not in the table."""
     return next((one for one in DIALECTS.values() if _is_of(provider, one.provider)), None)
+
+
+def watch_jobs(provider: ExecutionProvider | None, undertaker: Undertaker) -> None:
+    """Let what a provider submits from here on be cancelled when its driver has ended, where jobs outlive one."""
+    dialect = dialect_of(provider)
+    if dialect is not None and dialect.cancel is not None:
+        undertaker.watch(provider, dialect.cancel, dialect.answers)
 
 
 def _is_of(provider: ExecutionProvider | None, ours: type[ExecutionProvider]) -> bool:

@@ -18,7 +18,7 @@ from parsl.providers.base import ExecutionProvider
 
 from sonic_parsl.errors import PoolError
 from sonic_parsl.executors.block_book import ENDED
-from sonic_parsl.executors.dialects import dialect_of
+from sonic_parsl.executors.dialects import watch_jobs
 from sonic_parsl.executors.providers import make_provider
 from sonic_parsl.executors.queue_word import why_waiting
 from sonic_parsl.executors.site import put_own_bin_on_path, runs_of
@@ -104,9 +104,7 @@ def _prepare(name: str, job: Job, root: Path, undertaker: Undertaker) -> Trial:
     folder = root / name.replace(" ", "-")
     folder.mkdir(mode=0o700)
     provider.script_dir = str(folder)
-    dialect = dialect_of(provider)
-    if dialect is not None and dialect.cancel is not None:
-        undertaker.watch(provider, dialect.cancel, dialect.answers)
+    watch_jobs(provider, undertaker)
     return Trial(name, job, provider, folder)
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ from sonic_parsl.devices import BUILT_IN, NUMBERED_BY, Device
 from sonic_parsl.errors import ConfigError, PoolLostError, RuntimeMissingError
 from sonic_parsl.executors.block_book import BlockBook
 from sonic_parsl.executors.carried import can_carry, equip_servers, keep_scripts_private
+from sonic_parsl.executors.dialects import watch_jobs
 from sonic_parsl.executors.providers import last_words, note_beginning, walltime_of
 from sonic_parsl.executors.queue_word import why_waiting
 from sonic_parsl.executors.steady_clock import SteadilyPolled
 from sonic_parsl.executors.stray_task import submit_to_one
+from sonic_parsl.executors.undertaker import Undertaker
 from sonic_parsl.pool.failures import tell
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.pool.scaler import Policy, decide, late_starts, too_late
@@ -168,6 +171,7 @@ class ServerExecutor(SteadilyPolled, RepresentationMixin):  # type: ignore[misc]
             idle_s=idle_s,
             drain_before_s=drain_before_s,
         )
+        self._undertaker = Undertaker()
         self._book = BlockBook(label, lambda block_id: last_words(provider, label, block_id))
         self._lock = threading.Lock()
         self._closing = False
@@ -195,6 +199,7 @@ class ServerExecutor(SteadilyPolled, RepresentationMixin):  # type: ignore[misc]
         """
         super().start()
         spec = self._spec()
+        watch_jobs(self.provider, self._undertaker)
         self._models = frozenset(spec.models)
         self.pool.prospects.tell(self.label, self._models)
         note_beginning(self.provider)
@@ -217,14 +222,16 @@ class ServerExecutor(SteadilyPolled, RepresentationMixin):  # type: ignore[misc]
             if self._closing:
                 return
             self._closing = True
-            self._cancel([block_id for block_id in self.blocks_to_job_id if not self._book.has_ended(block_id)])
-        self.pool.wait_for(
-            lambda table: not any(entry.info.group == self.label for entry in table.servers),
-            self.drain_s + SHUTDOWN_SLACK_S,
-        )
-        shutil.rmtree(self._models_path, ignore_errors=True)
-        self.pool.leave(self)
-        super().shutdown()
+        with closing(self._undertaker):
+            with self._lock:
+                self._cancel([block_id for block_id in self.blocks_to_job_id if not self._book.has_ended(block_id)])
+            self.pool.wait_for(
+                lambda table: not any(entry.info.group == self.label for entry in table.servers),
+                self.drain_s + SHUTDOWN_SLACK_S,
+            )
+            shutil.rmtree(self._models_path, ignore_errors=True)
+            self.pool.leave(self)
+            super().shutdown()
 
     # Parsl polls it -----------------------------------------------------------
 

@@ -25,7 +25,7 @@ from sonic_parsl.executors.address_check import warn_of_loopback
 from sonic_parsl.executors.carried import equip_workers
 from sonic_parsl.executors.checkpointer import Checkpointer, model_digests
 from sonic_parsl.executors.coffea_executor import CoffeaExecutor
-from sonic_parsl.executors.dialects import dialect_of
+from sonic_parsl.executors.dialects import watch_jobs
 from sonic_parsl.executors.keeper import Keeper
 from sonic_parsl.executors.port_check import check_ports
 from sonic_parsl.executors.providers import make_provider
@@ -199,9 +199,8 @@ class Site:
         for executor in config.executors:
             if isinstance(executor, ServerExecutor):
                 executor.check()  # a Parsl that fails half-way in its start cannot be cleaned up
-            dialect = dialect_of(getattr(executor, "provider", None))  # Parsl's threads, where nothing is, have none
-            if dialect is not None and dialect.cancel is not None:
-                self._undertaker.watch(executor.provider, dialect.cancel, dialect.answers)
+            elif isinstance(executor, WorkerExecutor):  # servers are watched by their own executor
+                watch_jobs(executor.provider, self._undertaker)
         if isinstance(self.pool, ServerPool) and self.pool.fallback is not None:
             self._claim_static(self.pool)
         if isinstance(self.pool, ServerPool):

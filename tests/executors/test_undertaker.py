@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from sonic_parsl.executors.undertaker import Undertaker
-from tests.leaks import our_processes, wait_until
+from sonic_parsl.site import packaged_models
+from tests.leaks import assert_nothing_is_left, our_processes, wait_until
 
 DRIVER = """
 import itertools, os, signal, types
@@ -22,6 +23,22 @@ undertaker = Undertaker()
 undertaker.watch(provider, "scancel", ["squeue"])
 assert [provider.submit("a", name="b"), provider.submit("", name="c"), provider.submit("d", name="e")] == ["1", None, "2"]
 os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+OWN_CONFIG = """
+import os, signal
+import parsl
+from parsl.config import Config
+from parsl.providers import SlurmProvider
+import sonic_parsl as sonic
+
+pool = sonic.ServerPool(run_dir="pool")
+gpu = sonic.ServerExecutor(
+    label="gpu", pool=pool, provider=SlurmProvider(partition="gpu"), models={models!r}, min_servers=2
+)
+parsl.load(Config([gpu], strategy_period=1, usage_tracking=0))
+os.kill(os.getpid(), signal.{signal})
 """
 
 
@@ -55,6 +72,21 @@ def test_who_was_out_of_reach_is_asked_again_and_who_knows_no_such_job_is_not(
     commands(tmp_path, monkeypatch, scancel=scancel, squeue=squeue)
     killed_driver()
     assert said.read_text() == asked * "1 2\n"
+
+
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM"])
+def test_servers_of_a_users_own_configuration_are_cancelled_too(
+    number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = tmp_path / "said"
+    sbatch = f'echo job >> {tmp_path}/jobs; echo "Submitted batch job $(wc -l < {tmp_path}/jobs)"'
+    commands(tmp_path, monkeypatch, sbatch=sbatch, scancel=f'echo "$@" >> {said}', squeue="exit 0", sinfo="exit 0")
+    driver = OWN_CONFIG.format(models=str(packaged_models()), signal=number)
+    subprocess.run([sys.executable, "-c", driver], check=False, timeout=60, cwd=tmp_path)
+    assert (tmp_path / "jobs").read_text() == "job\njob\n"
+    wait_until(lambda: not our_processes("undertaker.py"), 20)
+    assert said.read_text() == "1 2\n"
+    assert_nothing_is_left()
 
 
 def test_where_nothing_was_submitted_there_is_nobody() -> None:
