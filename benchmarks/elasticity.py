@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import awkward as ak
 import parsl
+from coffea.processor import ProcessorABC, Runner
+from typing_extensions import override
 
 from benchmarks.harness import READY_S, Row, Timed, faster, in_turns, script, sooner
 from benchmarks.load import Kept
 from benchmarks.recovery import time_lost
-from sonic_parsl import load_site
+from sonic_parsl import Model, load_site
 from sonic_parsl.client.retry import FLOOR_S
 from sonic_parsl.executors.site import Site
 from sonic_parsl.executors.worker_executor import WORKERS
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.protocol import ServerInfo
+from sonic_parsl.workflows.btag_ttbar import schema
+from sonic_parsl.workflows.generate import generate
 from tests.leaks import mark_this_run, wait_until
 from tests.schedulers.daemons import command
 from tests.schedulers.runs import write_site
@@ -32,6 +38,9 @@ from tests.server.conftest import running_triton
 
 STEADY = Timed("steady", 20.0, instances=4)
 LEASE_S = 6.0
+FEATURES = ["pt", "eta", "phi", "mass"]
+EVENTS = 100
+"""Of the chunk that is scored first: about 800 jets."""
 REQUEUE, CANCEL = "low", "scavenge"
 """Groups of a server each, named by their partitions: what becomes there of a job whose node is taken."""
 # All of a node's devices, so that each server has a node of its own, which a job of higher priority may take.
@@ -49,10 +58,14 @@ LOADED_S = 12.0
 
 @contextmanager
 def cluster_and_site() -> Iterator[tuple[Slurm, Path]]:
-    """Boot a cluster; yield it, and a site file whose servers, two jobs of it, serve a model of 20 ms."""
+    """Boot a cluster; yield it, and a site file whose servers, two jobs of it, serve a model of 20 ms.
+
+    A file of events, ``nano.root``, lies beside it.
+    """
     with slurm_cluster() as cluster, tempfile.TemporaryDirectory(prefix="elastic-") as name:
         folder = Path(name)
         STEADY.write(folder / "models")
+        generate(folder / "nano.root", events=EVENTS)
         workers = {"provider": "slurm", "partition": "cpu", "workers-per-node": 1}
         group = {**GROUP, "models": str(folder / "models")}
         yield cluster, write_site(folder, workers, {name: {**group, "partition": name} for name in (REQUEUE, CANCEL)})
@@ -61,8 +74,25 @@ def cluster_and_site() -> Iterator[tuple[Slurm, Path]]:
 # To come --------------------------------------------------------------------------
 
 
-def to_first_rows(site_file: Path, ready: list[float]) -> float:
-    """Return the time from ``load_site`` to the first rows that a worker's job scored, in s.
+class Scoring(ProcessorABC):  # type: ignore[misc]
+    """Scores the jets of a chunk by a model that answers its input."""
+
+    model = Model(STEADY.name, inputs=FEATURES, outputs=FEATURES)
+
+    @override
+    def process(self, events: Any) -> dict[str, int]:
+        """Return how many events there are, and how many jets got what they should."""
+        scores = self.model(events.Jet)
+        return {"events": len(events), "right": int(ak.sum(scores.pt == events.Jet.pt))}
+
+    @override
+    def postprocess(self, accumulator: dict[str, int]) -> dict[str, int]:
+        """Return what was accumulated, as it is."""
+        return accumulator
+
+
+def to_first_chunk(site_file: Path, ready: list[float]) -> float:
+    """Return the time from ``load_site`` to the first chunk that a worker's job has read and scored, in s.
 
     The time to the first ready server is added to `ready`.
     """
@@ -70,18 +100,13 @@ def to_first_rows(site_file: Path, ready: list[float]) -> float:
     with load_site(site_file) as site:
         site.pool.wait_ready(1, timeout_s=READY_S)
         ready.append(time.monotonic() - start)
-        parsl.python_app(score_on_worker, executors=[WORKERS])(STEADY.name).result()
-        return time.monotonic() - start
-
-
-def score_on_worker(model: str) -> None:
-    """Score rows on a worker, whose first call it is."""
-    import numpy as np
-
-    from sonic_parsl.client.sessions import session
-
-    ours, rows = session(), np.zeros((64, 4), np.float32)
-    ours.submit(ours.served(model), {"INPUT0": rows}, rows=len(rows)).result()
+        runner = Runner(executor=site.coffea_executor(status=False), schema=schema, chunksize=EVENTS)
+        with redirect_stdout(io.StringIO()):  # coffea draws its progress, whatever `status` says
+            out = runner({"generated": {"files": {str(site_file.parent / "nano.root"): "Events"}}}, Scoring())
+        took_s = time.monotonic() - start
+        assert out["events"] == EVENTS
+        assert out["right"] == site.report().rows > 0
+        return took_s
 
 
 def bare(models: Path) -> float:
@@ -181,7 +206,7 @@ def measure(rounds: int, quick: bool) -> list[Row]:
     with cluster_and_site() as (cluster, site_file):
         models, ready = site_file.parent / "models", list[float]()
         ours, peer = in_turns(
-            rounds, partial(to_first_rows, site_file, ready), partial(bare, models), warm_up=not quick
+            rounds, partial(to_first_chunk, site_file, ready), partial(bare, models), warm_up=not quick
         )
         with load_site(site_file) as site:
             killed_s, undisturbed, drained, *taken = in_turns(
@@ -201,7 +226,7 @@ def measure(rounds: int, quick: bool) -> list[Row]:
     bound = [LEASE_S + FLOOR_S] * rounds
     rows = [
         sooner("first ready server; peer: sbatch, Triton", ready[-rounds:], peer, "s"),
-        sooner("first scored rows; peer: sbatch, Triton", ours, peer, "s"),
+        sooner("first scored chunk; peer: sbatch, Triton", ours, peer, "s"),
         sooner("SIGKILL; peer: a lease and a time-out", killed_s, bound, "s", 1.0),
         sooner("longest call in a drain; peer: without", longest(kept), longest(undisturbed), "s"),
         faster("calls on time in a drain; peer: without", on_time(kept), on_time(undisturbed), "of 1"),
