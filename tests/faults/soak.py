@@ -37,7 +37,7 @@ WARM_UP_RUNS = 3
 MEMORY = {"driver": 80 * 2**20, "registry": 8 * 2**20, "worker": 32 * 2**20}
 DESCRIPTORS, THREADS = 20, 10
 """So much more at the end is no leak: allocators keep some, and connections come and go. In ten minutes a driver grew by
-58 MB, for it keeps what Parsl's tasks and the call records hold, a worker by 17 MB, and a registry by 1 MB."""
+some 60 MB, for it keeps what Parsl's tasks and the call records hold, a worker by 17 MB, and a registry by 1 MB."""
 ALL_KINDS_MINUTES = 10.0
 """A run of this length is long enough for each kind of fault."""
 
