@@ -57,10 +57,10 @@ def test_the_next_server_puts_away_what_one_left_and_touches_nothing_of_those_th
         with agent(pool, tmp_path, MODELS, "identity") as living:
             peer = living.ready_peer()
             triton, living_prefix = living.triton(), shared_memory_of(living.triton())
-            kill_at_once(killed)
             assert (home / "models").is_dir()
             assert len(list(SHARED_MEMORY.glob(f"{prefix}*"))) > 1
             assert environment.is_dir()
+            kill_at_once(killed)  # from here on, any server that starts on this machine may put its things away
             with agent(pool, tmp_path, MODELS, "identity") as following:
                 following.ready_peer()
                 assert not list(SHARED_MEMORY.glob(f"{prefix}*"))
