@@ -32,6 +32,8 @@ LOCK = "lock"
 server's folder, and agent and guard hold it for as long as either lives."""
 FOLDER = "sonic-parsl-server-"
 """What the name of a server's folder begins with."""
+MAKING_S = 60.0
+"""A lock without a name that is older belongs to a server that was killed while it made it."""
 
 ENVIRONMENTS = Path("/tmp"), "python_env_??????"
 """Where Triton's python backend makes a folder at its start, whatever TMPDIR says, which only it removes."""
@@ -128,7 +130,7 @@ def _locked(shm_prefix: str, folder: Path) -> int:
     """Make and take a server's lock; return its open file."""
     lock = os.open(SHARED_MEMORY / f"{shm_prefix}{LOCK}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    os.write(lock, os.fsencode(folder))  # one without a name is not swept: it may just be made
+    os.write(lock, os.fsencode(folder))  # only later is one without a name swept: it may just be made
     return lock
 
 
@@ -143,7 +145,7 @@ def _sweep(lock: Path) -> str:
             return ""
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         folder = os.fsdecode(os.read(file, os.fstat(file).st_size))
-        if folder:
+        if folder or time.time() - os.fstat(file).st_mtime > MAKING_S:
             _remove(lock.name.removesuffix(LOCK), Path(folder))
     except BlockingIOError:
         return ""  # it lives

@@ -139,14 +139,17 @@ def test_a_lock_that_names_another_kind_of_folder_takes_nothing_with_it(tmp_path
         assert folder.is_dir()
 
 
-def test_a_lock_that_is_just_being_made_stays() -> None:
+def test_a_lock_that_is_just_being_made_stays_and_one_that_never_was_goes() -> None:
     lock = SHARED_MEMORY / f"{new_shm_prefix()}{LOCK}"
     lock.touch()
     try:
         sweep()
         assert lock.exists()
+        os.utime(lock, (0.0, 0.0))
+        sweep()
+        assert not lock.exists()
     finally:
-        lock.unlink()
+        lock.unlink(missing_ok=True)
 
 
 def test_only_empty_folders_that_are_older_than_every_living_triton_are_taken_for_left_ones(
