@@ -62,7 +62,7 @@ def test_no_memory_for_a_request_is_an_error_and_the_next_one_is_answered(hungry
 
 
 SMALL = """servers:
-  small: {device: cpu, count: 1, lease: 5, start-timeout: 20, worker-init: 'ulimit -v 400000'}"""
+  small: {device: cpu, count: 1, lease: 5, start-timeout: 20, worker-init: 'export MALLOC_ARENA_MAX=1; ulimit -v 500000'}"""
 """In kB: enough for Python and its agent, and not for Triton, whose threads alone reserve more."""
 
 
