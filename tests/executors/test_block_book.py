@@ -88,6 +88,15 @@ def test_a_job_that_ends_before_a_server_was_ready_has_failed_and_says_how(book:
     assert block(book).failure == f"its job ended as {state.name}, exit code 3\non node 7"
 
 
+@pytest.mark.parametrize("before", [JobState.PENDING, JobState.RUNNING])
+def test_a_job_of_which_the_provider_knows_no_state_has_not_ended(book: BlockBook, before: JobState) -> None:
+    book.hear_provider({"0": JobStatus(before)}, now=1.0)
+    phase = block(book).phase
+    book.hear_provider({"0": JobStatus(JobState.UNKNOWN)}, now=2.0)
+    assert not book.has_ended("0")
+    assert (block(book).phase, block(book).failure) == (phase, None)
+
+
 def test_what_a_job_wrote_last_is_told_with_its_failure(book: BlockBook) -> None:
     book.hear_provider({"1": JobStatus(JobState.FAILED, message="on node 7")}, now=1.0)
     assert block(book, 1).failure == "its job ended as FAILED\non node 7\nE: no disk"
@@ -95,9 +104,11 @@ def test_what_a_job_wrote_last_is_told_with_its_failure(book: BlockBook) -> None
     assert block(book, 1).failure == "its job ended as FAILED\non node 7\nE: no disk"
 
 
-def test_a_job_once_called_finished_stays_so(book: BlockBook) -> None:
-    book.hear_provider({"0": JobStatus(JobState.MISSING)}, now=1.0)
-    book.hear_provider({"0": JobStatus(JobState.RUNNING)}, now=2.0)
+@pytest.mark.parametrize("later", [JobState.RUNNING, JobState.UNKNOWN, JobState.COMPLETED])
+def test_a_job_once_called_finished_stays_so(book: BlockBook, later: JobState) -> None:
+    book.hear_provider({"0": JobStatus(JobState.FAILED)}, now=1.0)
+    book.hear_provider({"0": JobStatus(later)}, now=2.0)
+    assert (block(book).failure, block(book).running_at) == ("its job ended as FAILED", None)
     assert book.has_ended("0")
     assert not book.has_ended("1")
     assert block(book).phase == "ended"
