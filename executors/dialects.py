@@ -105,6 +105,9 @@ CPUS_FOR_SRUN = '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=
 CONDOR_BEGAN = """sed -n 's/^JobCurrentStartDate = //p' "$_CONDOR_JOB_AD" || date +%s"""
 """HTCondor counts from before it brings a job's files, as its file beside the job says."""
 
+OWN_TMPDIR = '[ -z "${TMP:-}" ] || export TMPDIR="$TMP"'
+"""Grid Engine makes each job a temporary folder, which goes with the job. Not all of its kinds say so in TMPDIR, too."""
+
 
 DIALECTS: dict[str, Dialect] = {
     "local": Dialect(
@@ -140,6 +143,7 @@ DIALECTS: dict[str, Dialect] = {
             "account": _lines("#$ -A "),
             "request": _lines("#$ "),
         },
+        init=OWN_TMPDIR,
         cancel="qdel",
         why_waiting=("qstat", "-j"),
         reason=re.compile(r"scheduling info:\s*(.*)", re.DOTALL),

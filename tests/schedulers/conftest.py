@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 from sonic_parsl.workflows.generate import generate
 from tests.faults.runs import EVENTS, Analysis
 from tests.schedulers.gridengine import GridEngine, gridengine_cell
-from tests.schedulers.runs import JOBS_TMPDIR
 from tests.schedulers.slurm import Slurm, slurm_cluster
 
 INSTALL_S = 1200
@@ -36,7 +34,6 @@ def cell() -> Iterator[GridEngine]:
     """A real Grid Engine of one host."""
     with gridengine_cell() as booted:
         yield booted
-    shutil.rmtree(JOBS_TMPDIR, ignore_errors=True)
 
 
 @pytest.fixture(scope="package")

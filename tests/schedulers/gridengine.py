@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -90,6 +92,9 @@ class GridEngine:
         self._ports = free_ports(2)
         names = ("SGE_QMASTER_PORT", "SGE_EXECD_PORT")
         ports = {name: str(port) for name, port in zip(names, self._ports, strict=True)}
+        # A socket's path is short: no folder in a folder of the tests.
+        self.temporary = Path(tempfile.mkdtemp(prefix="ge-", dir="/tmp"))
+        """Where each job has a folder of its own while it runs."""
         self.environ = {"SGE_ROOT": str(root), "SGE_CELL": "default", **ports}
 
     def boot(self) -> None:
@@ -107,6 +112,7 @@ class GridEngine:
             command("qdel", "-f", "-u", "*", check=False)
             wait_until(lambda: not self.jobs(), BOOT_S)
         end(self._execd, process_of(self._root / "qmaster" / "qmaster.pid"))
+        shutil.rmtree(self.temporary)
 
     def jobs(self) -> list[str]:
         """Return a line for each job: id, priority, name, user, state."""
@@ -163,7 +169,7 @@ class GridEngine:
         self._set("-Ahgrp", "group_name @allhosts\nhostlist localhost\n")
         self._set("-Ap", PARALLEL)
         for name in ("all.q", "gpu.q"):
-            self._set("-Aq", _changed(command("qconf", "-sq"), {**QUEUE, "qname": name}))
+            self._set("-Aq", _changed(command("qconf", "-sq"), {**QUEUE, "qname": name, "tmpdir": str(self.temporary)}))
 
     def _set(self, option: str, text: str) -> None:
         path = self._root / "setting"

@@ -25,16 +25,14 @@ KINDS = {
     "mk2": {"family": "ipu", "fidelity": "emulated"},
 }
 """The fixtures' devices are names only: CPUs compute what they would."""
-JOBS_TMPDIR = Path("/tmp/gridengine-jobs")
-"""Grid Engine kills a job's processes all at once, so that none can tidy up: the cell's end does."""
 OWN_PYTHON = f"export PATH={Path(sys.executable).parent}:$PATH"
-GRIDENGINE_WORKERS: dict[str, Any] = {
-    "provider": "gridengine",
-    "queue": "all.q",
-    "request": "-V",
-    "worker-init": f"{OWN_PYTHON}\nmkdir -p {JOBS_TMPDIR}\nexport TMPDIR={JOBS_TMPDIR}",
+GRIDENGINE_WORKERS: dict[str, Any] = {"provider": "gridengine", "queue": "all.q", "request": "-V"}
+GRIDENGINE_SERVERS: dict[str, Any] = {
+    **GRIDENGINE_WORKERS,
+    "worker-init": OWN_PYTHON,
+    "request": ["-V", "-l fpga=1"],
+    "device": "u250",
 }
-GRIDENGINE_SERVERS: dict[str, Any] = {**GRIDENGINE_WORKERS, "request": ["-V", "-l fpga=1"], "device": "u250"}
 GONE_S = 90.0
 """The queue is empty of a run's jobs so long after its driver's end."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from sonic_parsl.executors.site import Site
-from tests.faults.runs import Analysis, wait_whole
+from tests.faults.runs import Analysis, agents, tritons, wait_whole, workers
 from tests.leaks import wait_until
 from tests.schedulers.daemons import command
 from tests.schedulers.gridengine import DEVICES, GridEngine
@@ -20,6 +21,7 @@ def shared_site(cell: GridEngine, analysis: Analysis, tmp_path_factory: pytest.T
     path = write_site(tmp_path_factory.mktemp("gridengine"), GRIDENGINE_WORKERS, groups)
     with up(path, analysis, DEVICES, cell.jobs) as site:
         yield site
+    assert not list(cell.temporary.iterdir())
 
 
 @pytest.fixture
@@ -35,9 +37,19 @@ def test_servers_that_each_hold_a_device_share_a_run(site: Site, cell: GridEngin
     assert "fpga=0" in command("qhost", "-F", "fpga").replace(".000000", "")
 
 
-def test_a_server_that_its_user_deletes_in_mid_run_is_replaced(site: Site, analysis: Analysis) -> None:
+def test_what_jobs_write_is_in_their_own_temporary_folders(site: Site, cell: GridEngine) -> None:
+    written = [Path(process.environ()["TMPDIR"]) for process in (*agents(), *tritons(), *workers())]
+    folders = {path.relative_to(cell.temporary).parts[0] for path in written}
+    assert {name.partition(".")[0] for name in folders} == {line.split()[0] for line in cell.jobs()}
+    assert len(list(cell.temporary.glob("*/sonic-parsl-server-*"))) == DEVICES
+
+
+def test_a_server_that_its_user_deletes_in_mid_run_is_replaced(
+    site: Site, cell: GridEngine, analysis: Analysis
+) -> None:
     victim = site.pool.table.ready[0].info
     analysis.check(analysis.run_and(lambda: command("qdel", victim.job_id), site))
     wait_until(lambda: victim.id not in {entry.info.id for entry in site.pool.table.servers}, GONE_S)
     wait_whole(site, DEVICES)
     assert victim.id not in {entry.info.id for entry in site.pool.table.ready}
+    wait_until(lambda: not list(cell.temporary.glob(f"{victim.job_id}.*")), GONE_S)
