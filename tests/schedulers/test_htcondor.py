@@ -58,7 +58,19 @@ servers:
 NEVER = "request_cpus = 99"
 """What no machine of the pool has."""
 WITHOUT_SERVERS = SITE.replace("request_fpgas = 1", NEVER).replace("start-timeout: 120", "start-timeout: 15")
-SITES = {"site": SITE, "without_servers": WITHOUT_SERVERS, "with_fallback": f"{WITHOUT_SERVERS}fallback: cpu\n"}
+ONE = SITE.replace("count: 2", "count: 1")
+"""A server that goes is missed: without another one the run does not end."""
+SITES = {
+    "site": SITE,
+    "one": ONE,
+    "without_servers": WITHOUT_SERVERS,
+    "with_fallback": f"{WITHOUT_SERVERS}fallback: cpu\n",
+}
+SMALL = 15
+"""Events of a chunk, where a run should go on for a while."""
+PROBED = 100
+"""A server has answered fewer rows than this before the first chunk, which has more."""
+AS_SUBMITTED = {"LeaveJobInQueue": "false", "TransferOutput": '""', "EncryptInputFiles": '"*"'}
 ANALYSIS = """
 
 class ScoresAndHistograms(Scores):
@@ -88,10 +100,10 @@ def pool() -> Iterator[HTCondor]:
 
 
 @contextmanager
-def driver(pool: HTCondor, site: str = "site.yaml") -> Iterator[subprocess.Popen[str]]:
+def driver(pool: HTCondor, site: str = "site.yaml", chunksize: int = 100) -> Iterator[subprocess.Popen[str]]:
     """Run the analysis on the submit machine, as its user would."""
     shutil.rmtree(pool.home / "out", ignore_errors=True)
-    options = ["--site", site, "--output", "out", "--chunksize", "100"]
+    options = ["--site", site, "--output", "out", "--chunksize", str(chunksize)]
     argv = pool.submit.command("sonic-parsl", "run", "analysis.py", f"{HOME}/events.root", *options)
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
@@ -102,13 +114,15 @@ def driver(pool: HTCondor, site: str = "site.yaml") -> Iterator[subprocess.Popen
 
 
 def wait_until_scored(pool: HTCondor, process: subprocess.Popen[str]) -> None:
-    """Wait until workers on the other machine are busy with chunks."""
+    """Wait until servers on the other machine have answered the workers."""
 
-    def busy() -> bool:
+    def answered() -> bool:
         assert process.poll() is None, process.communicate()[0]
-        return any(one.cpu_times().user > 4 for one in on_node(pool, "multiprocessing.spawn"))
+        pools = json.loads(pool.submit.run("sonic-parsl", "status", "--json"))["pools"]
+        servers = [server for one in pools for group in one["groups"] for server in group["servers"]]
+        return any(server["rows"] > PROBED for server in servers)
 
-    wait_until(busy, START_S, lambda: f"{pool.queue()}\n{logs(pool)}")
+    wait_until(answered, START_S, lambda: f"{pool.queue()}\n{logs(pool)}")
 
 
 def on_node(pool: HTCondor, word: str) -> list[psutil.Process]:
@@ -170,33 +184,59 @@ def assert_right(pool: HTCondor) -> None:
     np.testing.assert_allclose(np.concatenate([found for _, _, found in by_start]), expected, atol=1e-6)
 
 
-def test_the_analysis_is_right_though_a_server_is_removed_in_the_middle(pool: HTCondor) -> None:
-    with driver(pool) as process:
+def test_a_server_that_is_removed_in_the_middle_says_good_bye_and_is_replaced(pool: HTCondor) -> None:
+    with driver(pool, "one.yaml", SMALL) as process:
         wait_until_scored(pool, process)
-        removed, *_ = jobs(pool, "triton.block-0")
+        (removed,) = jobs(pool, "triton.block-0")
+        assert submitted(pool, removed)["JobMaxVacateTime"] == "60"
         pool.submit.run("condor_rm", removed)
+        wait_until_said_good_bye(pool)
         said, _ = process.communicate(timeout=RUN_S)
         assert process.returncode == 0, said
     assert_right(pool)
-    report = json.loads((pool.home / "out/report.json").read_text())
-    assert removed in {line["job_id"] for line in report["servers"]}
+    assert_replaced(pool, removed)
     assert_gone(pool)
 
 
-def test_the_analysis_is_right_though_jobs_are_preempted_in_the_middle(pool: HTCondor) -> None:
-    with driver(pool) as process:
+def test_jobs_that_are_preempted_in_the_middle_are_replaced_the_server_after_a_good_bye(pool: HTCondor) -> None:
+    with driver(pool, "one.yaml", SMALL) as process:
         wait_until_scored(pool, process)
-        server, *_ = jobs(pool, "triton.block-0")
+        (server,) = jobs(pool, "triton.block-0")
         workers, *_ = jobs(pool, "workers.block-0")
         agent, lost = on_node(pool, "server.agent --block 0"), on_node(pool, "multiprocessing.spawn")
         assert agent
         pool.submit.run("condor_vacate_job", server)
         pool.submit.run("condor_vacate_job", "-fast", workers)
+        wait_until_said_good_bye(pool)
         wait_until(lambda: not any(one.is_running() for one in (*agent, *lost)), 60.0, lambda: on_node(pool, ""))
         said, _ = process.communicate(timeout=RUN_S)
         assert process.returncode == 0, said
     assert_right(pool)
+    assert_replaced(pool, server)
     assert_gone(pool)
+
+
+def submitted(pool: HTCondor, job: str) -> dict[str, str]:
+    """Return what HTCondor holds of a job in its queue: attributes, as it writes them."""
+    lines = pool.submit.run("condor_q", job, "-long").splitlines()
+    return dict(line.split(" = ", 1) for line in lines if " = " in line)
+
+
+def wait_until_said_good_bye(pool: HTCondor) -> None:
+    """Wait until the driver has heard from its first server itself that it ends, on SIGTERM."""
+
+    def said() -> list[str]:
+        return [path.read_text() for path in pool.home.glob(".local/state/sonic-parsl/runs/*/sonic-parsl.log")]
+
+    wait_until(lambda: any("(block 0) left: it was sent SIGTERM" in log for log in said()), GONE_S, said)
+
+
+def assert_replaced(pool: HTCondor, job: str) -> None:
+    """Check that the server of a job, and then one of a new job, answered in the run."""
+    first, second = json.loads((pool.home / "out/report.json").read_text())["servers"]
+    assert first["job_id"] == job
+    assert second["job_id"] != job
+    assert min(first["rows"], second["rows"]) > 0
 
 
 def assert_gone(pool: HTCondor) -> None:
@@ -251,7 +291,7 @@ def test_doctor_asks_the_pool_and_its_probe_jobs_reach_driver_and_servers(pool: 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nobody_else_reads_what_travels_and_no_job_outlives_its_driver(pool: HTCondor, number: signal.Signals) -> None:
-    with driver(pool) as process:
+    with driver(pool, chunksize=SMALL) as process:
         wait_until_scored(pool, process)
         assert on_node(pool, "tritonserver")
         scratch = "/var/lib/condor/execute"
@@ -264,6 +304,9 @@ def test_nobody_else_reads_what_travels_and_no_job_outlives_its_driver(pool: HTC
         assert not listed
         carried = pool.execute.run("find", scratch, "-name", "*.key_secret", "-o", "-name", "pool.json", user=0).split()
         assert len(carried) == 3
+        for job in jobs(pool, ".block-0"):
+            told = submitted(pool, job)
+            assert {name: told[name] for name in AS_SUBMITTED} == AS_SUBMITTED
         assert runs(pool)
         for run in runs(pool):
             assert stat.S_IMODE((pool.home / run.relative_to(HOME)).stat().st_mode) == 0o700
