@@ -8,8 +8,12 @@ from typing import Protocol, TypeVar
 
 from sonic_parsl.client.retry import SMOOTHING
 
-FORGET_S = 2.0
-"""A server that is asked nothing looks twice as fast after so long: one that was slow once is tried again."""
+FORGET = 5.0
+"""A server that is asked nothing looks twice as fast after so many times what it takes to answer: one that was slow once,
+as at its start, is tried again soon, and one that is ten times slower costs a client a fifteenth of its time."""
+SAME = 1.5
+"""Paces that differ by less are taken for equal: what is known of them is no better, and a server that seems a little
+slower would get nothing from who asks for one thing at a time."""
 
 
 class Pace:
@@ -17,11 +21,11 @@ class Pace:
 
     By Little's law (J. D. C. Little, Operations Research 9, 383 (1961)), rows in flight over latency are rows a second.
     Latency holds the waiting behind others' requests, and so the load that this process knows nothing of. The first
-    answer does not count: it holds the connecting and warming up.
+    answer does not count: it holds connecting and warming up.
     """
 
     def __init__(self) -> None:
-        self._first = True
+        self._answers = 0
         self._latency_s = self._rows = self._at = 0.0
 
     def learn(self, latency_s: float, rows: int, *, now: float) -> None:
@@ -30,19 +34,17 @@ class Pace:
         Rows and latencies are averaged apart: a call's last, small request, whose time is none of its rows',
         says no more than its share.
         """
-        if self._first:
-            self._first = False
-            return
-        weight = SMOOTHING if self._rows else 1.0
+        self._answers += 1
+        weight = max(SMOOTHING, 1.0 / max(1, self._answers - 1))
         self._latency_s += weight * (latency_s - self._latency_s)
         self._rows += weight * (rows - self._rows)
         self._at = now
 
     def s_per_row(self, now: float, *, idle: bool) -> float | None:
         """Return the seconds that a row takes; None where it is not known yet."""
-        if not self._rows:
+        if self._answers < 2:
             return None
-        forgotten = 2.0 ** ((self._at - now) / FORGET_S) if idle else 1.0
+        forgotten = 2.0 ** ((self._at - now) / (FORGET * max(self._latency_s, 1e-9))) if idle else 1.0
         return forgotten * self._latency_s / self._rows
 
 
@@ -61,7 +63,7 @@ def choose(candidates: Sequence[C], rows: int, pace: Callable[[C], float | None]
     """Choose one of `candidates` by power of two choices.
 
     Two random ones are compared, not all: clients that do not know of each other would otherwise all
-    run to the same server. Where only one's pace is known, both count as equally fast.
+    run to the same server. Where only one's pace is known, or they are about the same, both count as equally fast.
 
     Parameters
     ----------
@@ -81,6 +83,6 @@ def choose(candidates: Sequence[C], rows: int, pace: Callable[[C], float | None]
     second = (first + 1 + int(rng.random() * (count - 1))) % count
     one, other = candidates[first], candidates[second]
     slow, fast = pace(one), pace(other)
-    if slow is None or fast is None:
+    if slow is None or fast is None or max(slow, fast) < SAME * min(slow, fast):
         slow = fast = 1.0
     return other if fast * (other.rows_in_flight + rows) < slow * (one.rows_in_flight + rows) else one

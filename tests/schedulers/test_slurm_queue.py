@@ -23,6 +23,8 @@ WORKERS = {"provider": "slurm", "partition": "cpu", "request": ["--cpus-per-task
 START_S, RUN_S = 90.0, 180.0
 SMALL = 25
 """Events of a chunk, where a run should go on for a while."""
+ENOUGH, SHARE = 0.1, 0.25
+"""Of a run's rows, so many are to be asked for after a server has joined; of these, so many are its own at least."""
 BROKEN = """
 from sonic_parsl.workflows.btag_ttbar import BTagTTbar, schema
 
@@ -77,13 +79,18 @@ def test_a_run_starts_with_its_first_server_and_later_ones_take_their_share(
         wait_until(lambda: len(site.pool.table.ready) == 1, START_S, what=slurm.jobs)
         assert any(" fpga PENDING " in line for line in slurm.jobs())
 
+        before: list[int] = []
+
         def release() -> None:
             command("scancel", other)
             wait_until(lambda: len(site.pool.table.ready) == 2, START_S, what=slurm.jobs)
+            before.append(max(entry.load.rows for entry in site.pool.table.ready))
 
         analysis.check(analysis.run_and(release, site, chunksize=SMALL))
         first, later = site.report().servers
-        assert min(first.rows, later.rows) > 0
+        together = first.rows + later.rows - before[0]
+        assert together > ENOUGH * (first.rows + later.rows), "the run ended too soon after it had joined"
+        assert later.rows > SHARE * together, (first, later, before)
     wait_until(lambda: not slurm.jobs(), GONE_S, what=slurm.jobs)
 
 
