@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,11 @@ from sonic_parsl.executors.site import Site
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.workflows import btag_ttbar
 from tests.faults.runs import Analysis, ScoresAndHistograms
-from tests.schedulers.runs import up, write_site
+from tests.schedulers.gridengine import GridEngine
+from tests.schedulers.runs import GRIDENGINE_SERVERS, GRIDENGINE_WORKERS, up, write_site
 from tests.schedulers.slurm import Slurm
 
-WORKERS = {"provider": "slurm", "partition": "cpu", "request": ["--cpus-per-task=2"]}
-SHORT = {
-    "provider": "slurm",
-    "partition": "gpu",
-    "request": ["--gres=gpu:1"],
-    "device": "a100",
-    "walltime": 60,
-    "drain-before": 30,
-}
+SHORT = {"walltime": 60, "drain-before": 30}
 GENERATIONS = 3
 START_S = 5.0
 """A server needs at least so long on a machine with nothing else to do."""
@@ -44,10 +37,22 @@ class Paced(ScoresAndHistograms):
         return super().process(events)
 
 
-def test_a_run_that_outlives_three_generations_of_servers_has_no_failed_request_and_replacements_in_time(
-    slurm: Slurm, analysis: Analysis, tmp_path: Path
+def test_a_run_on_slurm_outlives_three_generations_of_servers(slurm: Slurm, analysis: Analysis, tmp_path: Path) -> None:
+    group = {"provider": "slurm", "partition": "gpu", "request": ["--gres=gpu:1"], "device": "a100"}
+    workers = {"provider": "slurm", "partition": "cpu", "request": ["--cpus-per-task=2"]}
+    assert_outlives(write_site(tmp_path, workers, {"gpu": {**group, **SHORT}}), analysis, slurm.jobs)
+
+
+def test_a_run_on_grid_engine_outlives_three_generations_of_servers(
+    cell: GridEngine, analysis: Analysis, tmp_path: Path
 ) -> None:
-    with up(write_site(tmp_path, WORKERS, {"gpu": SHORT}), analysis, 1, slurm.jobs) as site:
+    path = write_site(tmp_path, GRIDENGINE_WORKERS, {"fpga": {**GRIDENGINE_SERVERS, **SHORT}})
+    assert_outlives(path, analysis, cell.jobs)
+
+
+def assert_outlives(path: Path, analysis: Analysis, jobs: Callable[[], list[str]]) -> None:
+    """Check that a run at a site of one server has no failed request, and replacements in time."""
+    with up(path, analysis, 1, jobs) as site:
         runner = Runner(executor=site.coffea_executor(status=False), schema=btag_ttbar.schema, chunksize=CHUNK)
         with gaps_s(site) as gaps:
             analysis.check(runner({"ttbar": {"files": {str(analysis.path): "Events"}}}, Paced()))
