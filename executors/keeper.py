@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+logger = logging.getLogger(__name__)
 
 
 class Keeper:
@@ -72,6 +75,8 @@ def _signals_later() -> Iterator[None]:
     told: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
+        if not told:
+            logger.warning("Jobs are being cancelled and keys removed; this ends by itself, in a minute at most.")
         told.append(number)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

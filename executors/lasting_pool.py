@@ -20,6 +20,7 @@ from sonic_parsl.executors.site import open_pool
 from sonic_parsl.pool import named, overview
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.pool.view import PoolView
+from sonic_parsl.protocol import ServerTable
 
 LOOK_S = 1.0
 POLL_S = 0.1
@@ -42,7 +43,7 @@ class IdleWatch:
     _requests: int = -1
     _since: float = 0.0
 
-    def is_over(self, requests: int, now: float, *, ready: bool) -> bool:
+    def is_over(self, requests: int, now: float, *, waits: bool) -> bool:
         """Return whether it is time to end.
 
         Parameters
@@ -51,12 +52,10 @@ class IdleWatch:
             What all servers there were have answered so far.
         now
             Time of a monotonic clock, in seconds.
-        ready
-            Whether a server is ready now. Until one was, a pool is not idle: it waits in a queue.
+        waits
+            Whether no server is ready, and some are on their way. Who is attached may wait for them, too.
         """
-        if self._requests < 0 and not ready:
-            return False
-        if requests != self._requests:
+        if waits or requests != self._requests:
             self._requests, self._since = requests, now
         return now - self._since >= self.idle_s
 
@@ -102,21 +101,28 @@ def keep_pool(
 
 
 def _why_over(pool: ServerPool, watch: IdleWatch) -> str | None:
-    if watch.is_over(_requests(pool), time.monotonic(), ready=bool(pool.table.ready)):
+    if watch.is_over(_requests(pool), time.monotonic(), waits=_waits(pool.table)):
         return f"nobody has asked it anything for {watch.idle_s:g} s"
     if pool.trusted_until is not None and time.time() > pool.trusted_until - BEFORE_EXPIRY_S:
         return "its certificates are about to expire"
     return None
 
 
+def _waits(table: ServerTable) -> bool:
+    on_their_way = [*table.servers, *(block for block in table.blocks if block.state != "lost")]
+    return not table.ready and bool(on_their_way)
+
+
 def _requests(pool: PoolView) -> int:
-    return sum(entry.load.requests for entry in pool.servers)
+    """Return what servers were asked, but for the row of zeros by which each tries its models at its start."""
+    return sum(max(0, entry.load.requests - len(entry.info.models)) for entry in pool.servers)
 
 
 def _start_again(name: str, site: str, models: Path | None) -> str:
     """Return what its users should do when a pool has ended."""
+    site = str(Path(site).absolute()) if Path(site).is_file() else site  # it is read elsewhere
     command = ["sonic-parsl", "pool", "start", "--site", site, "--name", name]
-    command += [] if models is None else ["--models", str(models)]
+    command += [] if models is None else ["--models", str(models.absolute())]
     return f"Start it again: `{shlex.join(command)}`, where --idle says for how long it waits; then attach to it again"
 
 

@@ -3,7 +3,7 @@
 A job that runs ends by itself when its driver is gone. One that waits would be started for nobody, a job that was
 preempted comes back, and one in an error state stays in the queue: so all are cancelled once more at the end.
 Run as a script (``python -I -S undertaker.py``) this imports nothing of the project. It reads jobs, a line each, from
-its standard input, whose other side is the driver's, and acts when that closes.
+its standard input, whose other side is the driver's, and acts when that says so or closes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 ATTEMPTS, PAUSE_S, CANCEL_S = 5, 5.0, 60.0
 """A scheduler may be out of reach for a while."""
+END = "end"
+"""The driver's last line: where it has forked, its side does not close with it."""
+WAIT_S = 30.0
+"""For so long a driver waits; the undertaker goes on without it."""
 
 
 class Undertaker:
@@ -48,11 +53,12 @@ class Undertaker:
         provider.submit = noted
 
     def close(self) -> None:
-        """Let it cancel what is left, and wait for it."""
+        """Let it cancel what is left, and wait for it, unless the scheduler does not answer."""
         with self._lock:
             process, self._process = self._process, None
         if process is not None:
-            process.communicate()
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(f"{END}\n", WAIT_S)
 
     def _note(self, line: str) -> None:
         with self._lock:
@@ -74,6 +80,8 @@ def main() -> None:
     """Wait for the driver's end, and cancel its jobs."""
     jobs: dict[tuple[str, ...], list[str]] = {}
     for line in sys.stdin:
+        if line.strip() == END:
+            break
         cancel, answers, job = json.loads(line)
         jobs.setdefault((cancel, *answers), []).append(job)
     for (cancel, *answers), ids in jobs.items():

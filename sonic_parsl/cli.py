@@ -128,8 +128,11 @@ def run(
     with opened as site, _one_account_of_an_error():
         result = runner.run(analysis, site, fileset, chunksize=chunksize)
     report = site.report()  # after the servers have left, with their last numbers
-    console.print(report)
-    for path in runner.keep(analysis, result, report, output):
+    try:
+        console.print(report)
+    finally:  # also where nobody reads any more what is printed
+        written = runner.keep(analysis, result, report, output)
+    for path in written:
         _say(f"Wrote {path}")
 
 

@@ -108,7 +108,9 @@ async def answer_within(call: Awaitable[T], timeout_s: float) -> T:
     try:
         return await call
     except asyncio.CancelledError:
-        if not late:
+        # Since Python 3.11 a task tells whether somebody cancelled it at the same moment.
+        cancelling = getattr(asyncio.current_task(), "cancelling", int)
+        if not late or cancelling():
             raise
         nothing = grpc.aio.Metadata()
         text = f"no answer in {timeout_s:.3g} s"

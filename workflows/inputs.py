@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def make_fileset(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     ConfigError, DataError
         A file is missing, is no fileset, or is no NanoAOD.
     """
+    _refuse_twice((name, TREE) for name in names if not name.endswith(".json"))
     fileset: dict[str, dict[str, Any]] = {}
     for name in names:
         if name.endswith(".json"):
@@ -33,7 +35,7 @@ def make_fileset(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def check_files(fileset: dict[str, dict[str, Any]]) -> None:
-    """Check every file of a fileset that is on this machine, and that none is there twice.
+    """Check every file of a fileset that is on this machine, and that no dataset has one twice.
 
     Raises
     ------
@@ -42,18 +44,18 @@ def check_files(fileset: dict[str, dict[str, Any]]) -> None:
     ConfigError
         One is there twice.
     """
-    _refuse_twice([(file, tree) for dataset in fileset.values() for file, tree in dataset["files"].items()])
     for dataset in fileset.values():
+        _refuse_twice(dataset["files"].items())
         for file, tree in dataset["files"].items():
             if "://" not in file:
                 check_root(file, tree)
 
 
-def _refuse_twice(named: Sequence[tuple[str, str]]) -> None:
+def _refuse_twice(named: Iterable[tuple[str, str]]) -> None:
     """Refuse a tree that is named twice, under whatever name: its events would count twice."""
     first: dict[tuple[str, str], str] = {}
     for file, tree in named:
-        key = (file if "://" in file else str(Path(file).resolve()), tree)
+        key = (file if "://" in file else os.path.realpath(file), tree)
         if key in first:
             name = file if file == first[key] else f"{first[key]} and {file} are one file, which"
             raise ConfigError(f"{name} is named twice; its events would count twice.", hint="Leave one of them out.")

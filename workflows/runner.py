@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -73,13 +74,16 @@ def _written(workflow: Workflow, output: Any, report: Report, folder: Path) -> l
 
 def _kept_elsewhere(workflow: Workflow, output: Any, report: Report) -> Path | None:
     """Write what took hours to get where there is room for it; return where that is, or None where there is none."""
-    for place in (Path.cwd(), Path(tempfile.gettempdir())):
+    for place in (Path.cwd, tempfile.gettempdir):
+        folder = None
         try:
-            folder = Path(tempfile.mkdtemp(prefix=f"{workflow.name}-", dir=place))
+            folder = Path(tempfile.mkdtemp(prefix=f"{workflow.name}-", dir=place()))
             _written(workflow, output, report, folder)
-        except OSError:
-            continue  # the next one may have room
-        return folder
+        except OSError:  # the next one may be there, and have room
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+        else:
+            return folder
     return None
 
 

@@ -186,7 +186,9 @@ class Dispatcher:
         if request.not_before > now:
             self._wake_at(request.not_before)
             return False
-        others_exist = any(link.server_id not in request.failed_on for link in serving)
+        others_exist = any(
+            x.server_id not in request.failed_on and request.job.accepts(x.offers[request.job.key]) for x in serving
+        )
         avoid = request.failed_on if others_exist else set()
         return self._has_room(request) and self._send(request, serving, able, now, avoid)
 
@@ -201,7 +203,7 @@ class Dispatcher:
 
         fitting = fit(able)
         late = [x for x in fitting if x.is_spared(job.key, now=now)]
-        if late and any(not x.is_spared(job.key, now=now) for x in fit(serving)):
+        if late and any(not x.is_spared(job.key, now=now) and x.rests_until(job.key) <= now for x in fit(serving)):
             fitting = [x for x in fitting if x not in late]  # what is left may be busy: better to wait for it
         if not fitting:
             return False
@@ -280,7 +282,8 @@ class Dispatcher:
         link.put_aside(job.key, now=time.monotonic())
         job.call.ledger.note(f"Server {link.server_id} was put aside: {error.message}")
         tried = {*request.failed_on, link.server_id}
-        if any(x.server_id not in tried and job.key in x.offers for x in self._links.values()):
+        serving = [x for x in self._links.values() if job.key in x.offers]
+        if any(x.server_id not in tried and job.accepts(x.offers[job.key]) for x in serving):
             self._failed(request, link, Fault(error, "elsewhere", "WRONG_ANSWER"), sent)
         elif not job.done:
             self._end(job, error)

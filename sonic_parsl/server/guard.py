@@ -147,8 +147,8 @@ def _sweep(lock: Path) -> str:
         folder = os.fsdecode(os.read(file, os.fstat(file).st_size))
         if folder or time.time() - os.fstat(file).st_mtime > MAKING_S:
             _remove(lock.name.removesuffix(LOCK), Path(folder))
-    except BlockingIOError:
-        return ""  # it lives
+    except OSError:
+        return ""  # it lives, or cannot be judged
     finally:
         os.close(file)
     return folder
@@ -172,8 +172,8 @@ def own_regions(shm_prefix: str) -> list[Path]:
 def _is_own(path: Path, is_kind: Callable[[int], bool]) -> bool:
     try:
         found = path.lstat()
-    except FileNotFoundError:
-        return False
+    except OSError:
+        return False  # it is gone, or in a folder that lets nobody look any more
     return is_kind(found.st_mode) and found.st_uid == os.geteuid()
 
 
@@ -209,8 +209,8 @@ def main(arguments: Sequence[str]) -> None:
     killed = [group for group in numbers if group > 0 and -group not in numbers]
     for group in killed:
         end_group(group)
-    remove_environments(killed)
     _remove(shm_prefix, Path(folder))
+    remove_environments(killed)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from datetime import timedelta
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,28 +14,30 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from sonic_parsl.executors import lasting_pool
-from sonic_parsl.executors.lasting_pool import IdleWatch, keep_pool
+from sonic_parsl.executors.lasting_pool import IdleWatch, count_ready, keep_pool
 from sonic_parsl.pool import authority, named
 from tests.executors.conftest import write_site
-from tests.leaks import assert_nothing_is_left
+from tests.leaks import assert_nothing_is_left, wait_until
 
 
 @given(idle_s=st.floats(1, 1e4), part=st.floats(0, 0.99))
 def test_it_is_over_after_the_idle_time_and_not_before(idle_s: float, part: float) -> None:
     watch = IdleWatch(idle_s)
-    assert not watch.is_over(0, 100.0, ready=True)
-    assert not watch.is_over(0, 100.0 + part * idle_s, ready=True)
-    assert watch.is_over(0, 100.0 + 1.01 * idle_s, ready=True)
+    assert not watch.is_over(0, 100.0, waits=False)
+    assert not watch.is_over(0, 100.0 + part * idle_s, waits=False)
+    assert watch.is_over(0, 100.0 + 1.01 * idle_s, waits=False)
 
 
 @given(idle_s=st.floats(1, 1e4), queued_s=st.floats(0, 1e5), part=st.floats(0, 0.99))
-def test_waiting_for_the_first_server_is_not_idle(idle_s: float, queued_s: float, part: float) -> None:
-    watch, came = IdleWatch(idle_s), 100.0 + queued_s
-    assert not watch.is_over(0, 100.0, ready=False)
-    assert not watch.is_over(0, came, ready=False)
-    assert not watch.is_over(0, came, ready=True)
-    assert not watch.is_over(0, came + part * idle_s, ready=False)  # it may go again
-    assert watch.is_over(0, came + 1.01 * idle_s, ready=False)
+def test_waiting_for_a_server_is_not_idle(idle_s: float, queued_s: float, part: float) -> None:
+    watch, now = IdleWatch(idle_s), 100.0
+    for _ in range(2):  # for the first one, and for the next where a walltime ended
+        assert not watch.is_over(0, now, waits=True)
+        now += queued_s
+        assert not watch.is_over(0, now, waits=True)
+        now += part * idle_s
+        assert not watch.is_over(0, now, waits=False)
+    assert watch.is_over(0, now + 1.01 * idle_s, waits=False)
 
 
 @given(idle_s=st.floats(1, 1e4), gaps=st.lists(st.floats(0, 0.99), max_size=20))
@@ -43,12 +45,13 @@ def test_each_request_lets_it_begin_anew(idle_s: float, gaps: list[float]) -> No
     watch, now = IdleWatch(idle_s), 0.0
     for requests, gap in enumerate(gaps):
         now += gap * idle_s
-        assert not watch.is_over(requests, now, ready=True)
+        assert not watch.is_over(requests, now, waits=False)
 
 
 ROOT = Path(__file__).parents[2]
 ATTACH = """
 import sys
+import threading
 from pathlib import Path
 
 from sonic_parsl.client.session import Session
@@ -75,15 +78,18 @@ def test_who_is_attached_when_it_ends_is_told_why_and_how_to_start_it_again(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    if kind == "certificates":
-        monkeypatch.setattr(authority, "VALID", timedelta(seconds=90))
-        monkeypatch.setattr(lasting_pool, "BEFORE_EXPIRY_S", 60.0)
     site, attached = str(write_site(tmp_path, count="1")), list[subprocess.Popen[str]]()
 
     def attach(ready: int) -> None:
         assert ready == 0
         argv = [sys.executable, "-c", ATTACH, str(named.run_dir("mine") / "pool.json")]
         attached.append(subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+        if kind == "certificates":
+            threading.Thread(target=let_it_expire).start()
+
+    def let_it_expire() -> None:
+        wait_until(lambda: count_ready("mine"), 120)
+        monkeypatch.setattr(lasting_pool, "BEFORE_EXPIRY_S", 2 * authority.VALID.total_seconds())
 
     idle_s = 1.0 if kind == "idle" else 600.0  # shorter than a server's start, which does not count
     why = keep_pool("mine", site, models=None, idle_s=idle_s, console=Console(file=io.StringIO()), on_up=attach)

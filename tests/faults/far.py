@@ -39,12 +39,13 @@ class Far:
         Its name.
     interface
         This machine's end of the wire.
-    address
-        The far end's.
+    here, address
+        This end's address, and the far end's.
     """
 
     namespace: str
     interface: str
+    here: str
     address: str
 
     def cut(self) -> None:
@@ -76,14 +77,16 @@ class Far:
 def far_place() -> Iterator[Far]:
     """Make one, by the program ``ip``, as root; it is gone at the end."""
     name, wire = f"far-{os.getpid()}", f"v{os.getpid() % 10**6}"
+    first = 4 * (os.getpid() % 64)  # another process of tests has a place of its own
+    here, there = f"198.51.100.{first + 1}", f"198.51.100.{first + 2}"
     ip("netns", "add", name)
     try:
         ip("link", "add", f"{wire}h", "type", "veth", "peer", "name", f"{wire}f", "netns", name)
-        ip("address", "add", "198.51.100.1/30", "dev", f"{wire}h")
+        ip("address", "add", f"{here}/30", "dev", f"{wire}h")
         ip("link", "set", f"{wire}h", "up")
-        ip("-n", name, "address", "add", "198.51.100.2/30", "dev", f"{wire}f")
+        ip("-n", name, "address", "add", f"{there}/30", "dev", f"{wire}f")
         for interface in ("lo", f"{wire}f"):
             ip("-n", name, "link", "set", interface, "up")
-        yield Far(name, f"{wire}h", "198.51.100.2")
+        yield Far(name, f"{wire}h", here, there)
     finally:
         ip("netns", "delete", name)  # the wire goes with it

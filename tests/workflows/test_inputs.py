@@ -52,13 +52,18 @@ def test_a_file_that_is_named_twice_is_refused_whatever_its_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.root").symlink_to(root_file)
-    listed = write_json(tmp_path, {"one": ["a.root"], "two": ["./a.root"]})
+    listed = write_json(tmp_path, {"one": ["a.root", "./a.root"]})
     for names in (["a.root", "./a.root"], [root_file, "link.root"], [listed], ["a.root", "a.root"]):
         with pytest.raises(ConfigError, match=r"is named twice; its events would count twice\. Leave one of them out"):
             make_fileset(names)
     url = "root://eos.example.org//store/a.root"
     with pytest.raises(ConfigError, match="is named twice"):
         make_fileset([url, url])
+
+
+def test_a_file_may_be_in_two_datasets_which_are_analysed_apart(root_file: str, tmp_path: Path) -> None:
+    fileset = {"nominal": {"files": {root_file: "Events"}}, "varied": {"files": {root_file: "Events"}}}
+    assert make_fileset([write_json(tmp_path, fileset)]) == fileset
 
 
 def test_two_trees_of_one_file_are_two_datasets(tmp_path: Path) -> None:
