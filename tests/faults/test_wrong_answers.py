@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import grpc.aio
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ from sonic_parsl.errors import DeadlineError, InferenceError, ModelMismatchError
 from sonic_parsl.kserve import Array
 from sonic_parsl.protocol import ServerEntry
 from tests.client.conftest import Registry, Server, pair, registry, repository, servers, session
-from tests.faults.tamper import Response, TamperingServer, as_it_is
+from tests.faults.tamper import Change, Response, TamperingServer, as_it_is
 
 __all__ = ["pair", "registry", "repository", "servers", "session"]  # fixtures
 
@@ -200,6 +202,77 @@ def test_a_server_that_answers_late_is_not_waited_for(
     registry.show(entry_of(tampering, pair[0]))
     with pytest.raises(DeadlineError, match=r"time is over after \d+ attempts"):
         ask(session, x, deadline_s=3).result()
+
+
+def test_a_late_server_is_asked_while_the_only_other_one_is_put_aside(
+    session: Session, registry: Registry, pair: list[Server], tampering: TamperingServer, impatient: None
+) -> None:
+    other = TamperingServer(pair[1].address)
+    try:
+        late = replace(entry_of(other, pair[1]).info, id="late")
+        registry.show(entry_of(tampering, pair[0]), replace(pair[1].entry(), info=late))
+
+        async def late_once(response: Response) -> list[Response]:
+            other.change = as_it_is
+            await asyncio.sleep(20)
+            return [response]
+
+        other.change = late_once
+        x = rows(10)
+        while not other.tampered:
+            np.testing.assert_array_equal(ask(session, x).result()["OUTPUT0"], x)
+        tampering.change = with_another_type
+        while not tampering.tampered:
+            np.testing.assert_array_equal(ask(session, x).result()["OUTPUT0"], x)
+        call = ask(session, x, deadline_s=10)
+        np.testing.assert_array_equal(call.result()["OUTPUT0"], x)
+        assert set(call.ledger.record().servers) == {"late"}
+    finally:
+        other.stop()
+
+
+@pytest.fixture
+def of_another_kind(
+    session: Session, registry: Registry, pair: list[Server], tampering: TamperingServer
+) -> Callable[[Change], Call]:
+    """Return what sends a call whose first answer is changed, and that only another server of another kind could have."""
+
+    def send(change: Change) -> Call:
+        there = threading.Event()
+
+        async def first(response: Response) -> list[Response]:
+            tampering.change = as_it_is
+            while not there.is_set():
+                await asyncio.sleep(0.01)
+            return await change(response)
+
+        tampering.change = first
+        registry.show(entry_of(tampering, pair[0], artifact_digest="aa" * 32))
+        call = ask(session, rows(10), deadline_s=20)
+        registry.show(entry_of(tampering, pair[0], artifact_digest="aa" * 32), pair[1].entry(artifact_digest="bb" * 32))
+        assert session.wait_for(lambda table: len(table.ready) == 2, 10)
+        there.set()
+        return call
+
+    return send
+
+
+def test_a_server_that_fails_once_is_asked_again_where_all_others_are_of_another_kind(
+    of_another_kind: Callable[[Change], Call],
+) -> None:
+    async def fail(response: Response) -> list[Response]:
+        raise grpc.aio.AbortError("it failed once")
+
+    call = of_another_kind(fail)
+    np.testing.assert_array_equal(call.result()["OUTPUT0"], rows(10))
+    assert set(call.ledger.record().servers) == {"bad"}
+
+
+def test_a_wrong_answer_fails_a_call_at_once_where_all_others_are_of_another_kind(
+    of_another_kind: Callable[[Change], Call],
+) -> None:
+    with pytest.raises(ResponseError, match="came as int32"):
+        of_another_kind(with_another_type).result()
 
 
 def test_nan_passes_and_is_counted(session: Session, registry: Registry, pair: list[Server]) -> None:
