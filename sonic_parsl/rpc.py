@@ -108,15 +108,21 @@ async def answer_within(call: Awaitable[T], timeout_s: float) -> T:
     try:
         return await call
     except asyncio.CancelledError:
-        # Since Python 3.11 a task tells whether somebody cancelled it at the same moment.
-        cancelling = getattr(asyncio.current_task(), "cancelling", int)
-        if not late or cancelling():
+        if not late or _is_cancelled():
             raise
         nothing = grpc.aio.Metadata()
         text = f"no answer in {timeout_s:.3g} s"
         raise grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, nothing, nothing, text) from None
     finally:
         timer.cancel()
+
+
+def _is_cancelled() -> bool:
+    """Return whether somebody has cancelled the current task, which tells so since Python 3.11.
+
+    A function of its own: the task in a variable would keep itself, and its call, alive until it is collected.
+    """
+    return bool(getattr(asyncio.current_task(), "cancelling", int)())
 
 
 def call_metadata(peer: Peer) -> tuple[tuple[str, str], ...]:
