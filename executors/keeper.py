@@ -76,7 +76,7 @@ def _signals_later() -> Iterator[None]:
 
     def note(number: int, _: FrameType | None) -> None:
         if not told:
-            logger.warning("Jobs are being cancelled and keys removed; this ends by itself, in a minute at most.")
+            logger.warning("Jobs are being cancelled and keys removed; this ends by itself, and may take a minute.")
         told.append(number)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
