@@ -316,8 +316,8 @@ def load_site(
     name
         Path of a site file, or the name of one of the user's or of a packaged one.
     models
-        Model repository to serve where the site file says ``packaged``. A pool that is there already has to serve
-        just these: they are compared by digest, once it has a server.
+        Model repository to serve where the site file says ``packaged``. With those of a pool that is there
+        already they are compared, by digest and tags, once it has a server.
     pool
         Name of a pool that ``sonic-parsl pool start`` has started: the workers use it, and it goes on when
         this site is closed. By default the site brings up the servers of its own file.
