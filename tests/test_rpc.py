@@ -243,6 +243,7 @@ def test_who_follows_and_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch
         await asyncio.sleep(1.0)  # it does not read, longer than it may
         with pytest.raises(PoolError, match=r"ABORTED: the table was not read within 0\.5 s"):
             await rest_of(tables)
+        monkeypatch.undo()  # a busy machine may need half a second for one of them
         assert await follow(stub) == list(service.diary.tables)
         await stub.close()
 
