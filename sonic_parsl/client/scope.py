@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing_extensions import override
 
 from sonic_parsl.client.call import Call, Ledger
 from sonic_parsl.client.records import CallRecord, merged
+from sonic_parsl.kserve import Array
 from sonic_parsl.poolref import PoolRef
 
 KEPT_CALLS = 1000
@@ -59,7 +61,7 @@ class Scope:
             self._ledgers.append(call.ledger)
             if self.chunk is None and len(self._ledgers) >= self._fold_at:
                 self._fold()
-        call.add_done_callback(lambda _: self._done(call))
+        call.add_done_callback(self._done)
 
     @property
     def pending(self) -> tuple[Call, ...]:
@@ -82,7 +84,8 @@ class Scope:
         with self._lock:
             return (*self._older, *(ledger.record() for ledger in self._ledgers))
 
-    def _done(self, call: Call) -> None:
+    def _done(self, call: Future[dict[str, Array]]) -> None:
+        assert isinstance(call, Call)
         with self._lock:
             self._pending.discard(call)
 

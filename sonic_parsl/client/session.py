@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -145,7 +146,8 @@ class Session:
             call.finish(empty(model.outputs))
             return call
         job = Job(call, dict(tensors), parts, deadline=time.monotonic() + deadline_s)
-        call.add_done_callback(lambda _: self._ended(job))
+        alive = weakref.ref(job)  # a job and its call that held each other would keep the outputs until a collection
+        call.add_done_callback(lambda _: self._ended(alive()))
         scope.add(call)
         self._ensure_running()
         self._post(lambda: self._dispatcher.add(job))
@@ -275,11 +277,13 @@ class Session:
         if self._closed:
             self._drain_inbox()
 
-    def _ended(self, job: Job) -> None:
+    def _ended(self, job: Job | None) -> None:
         """Drop a call that its reader cancelled; this runs in the reader's thread then, otherwise in the loop.
 
         A job that was given up is done before its call, which ends in another thread.
         """
+        if job is None:
+            return
         if job.call.cancelled():
             self._post(lambda: self._dispatcher.discard(job))
         elif not job.done and self._loop is not None and not self._woken:

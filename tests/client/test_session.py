@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import pickle
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +57,25 @@ def test_results_are_read_only_aligned_and_contiguous(
     registry.show(pair[0].entry())
     output = session.submit(session.served("identity"), {"INPUT0": rows_of(count)}, rows=count).result()["OUTPUT0"]
     assert (output.flags.writeable, output.flags.aligned, output.flags.c_contiguous) == (False, True, True)
+
+
+def test_outputs_are_freed_as_soon_as_their_reader_lets_them_go(
+    registry: Registry, session: Session, pair: list[Server], wait_for: Callable[..., None]
+) -> None:
+    registry.show(pair[0].entry())
+    model = session.served("identity")
+
+    def ask() -> list[weakref.ref[object]]:
+        calls = [session.submit(model, {"INPUT0": rows_of(count)}, rows=count) for count in (10, 5000, 5000)]
+        calls[2].cancel()
+        return [*map(weakref.ref, calls), *(weakref.ref(call.result()["OUTPUT0"]) for call in calls[:2])]
+
+    gc.disable()  # not only by a collection: of a chunk's outputs there may be much
+    try:
+        alive = ask()
+        wait_for(lambda: not any(ref() is not None for ref in alive))
+    finally:
+        gc.enable()
 
 
 def test_no_rows_make_no_request_and_have_the_right_type(
