@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +65,7 @@ def test_outputs_are_freed_as_soon_as_their_reader_lets_them_go(
     registry.show(pair[0].entry())
     model = session.served("identity")
 
-    def ask() -> list[weakref.ref[object]]:
+    def ask() -> list[weakref.ref[Any]]:
         calls = [session.submit(model, {"INPUT0": rows_of(count)}, rows=count) for count in (10, 5000, 5000)]
         calls[2].cancel()
         return [*map(weakref.ref, calls), *(weakref.ref(call.result()["OUTPUT0"]) for call in calls[:2])]
