@@ -21,15 +21,13 @@ LAST_BYTES = 2**11
 """Of a job's stderr, to be told to a person."""
 
 
-def make_provider(job: Job, *, count: Count, more_init: str = "") -> ExecutionProvider:
+def make_provider(job: Job, *, count: Count) -> ExecutionProvider:
     """Return the Parsl provider that `job` asks for.
 
     Parameters
     ----------
     count
         Blocks, at least and at most.
-    more_init
-        Shell lines to run after the job's own ``worker-init``.
 
     Raises
     ------
@@ -39,7 +37,7 @@ def make_provider(job: Job, *, count: Count, more_init: str = "") -> ExecutionPr
     dialect = DIALECTS[job.provider]
     options = {name.replace("-", "_"): value for name, value in job.options.items()}
     _check_options(job.provider, dialect.provider, options)
-    init = "\n".join(text for text in (dialect.init, job.worker_init, more_init) if text)
+    init = "\n".join(text for text in (dialect.init, job.worker_init) if text)
     arguments = {
         **dialect.defaults,
         "init_blocks": count.min,

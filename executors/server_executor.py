@@ -171,7 +171,7 @@ class ServerExecutor(SteadilyPolled, RepresentationMixin):  # type: ignore[misc]
             idle_s=idle_s,
             drain_before_s=drain_before_s,
         )
-        self._undertaker = Undertaker()
+        self.undertaker = Undertaker()
         self._book = BlockBook(label, lambda block_id: last_words(provider, label, block_id))
         self._lock = threading.Lock()
         self._closing = False
@@ -199,7 +199,7 @@ class ServerExecutor(SteadilyPolled, RepresentationMixin):  # type: ignore[misc]
         """
         super().start()
         spec = self._spec()
-        watch_jobs(self.provider, self._undertaker)
+        watch_jobs(self.provider, self.undertaker)
         self._models = frozenset(spec.models)
         self.pool.prospects.tell(self.label, self._models)
         note_beginning(self.provider)
@@ -222,7 +222,7 @@ class ServerExecutor(SteadilyPolled, RepresentationMixin):  # type: ignore[misc]
             if self._closing:
                 return
             self._closing = True
-        with closing(self._undertaker):
+        with closing(self.undertaker):
             with self._lock:
                 self._cancel([block_id for block_id in self.blocks_to_job_id if not self._book.has_ended(block_id)])
             self.pool.wait_for(

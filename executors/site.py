@@ -25,15 +25,13 @@ from sonic_parsl.executors.address_check import warn_of_loopback
 from sonic_parsl.executors.carried import equip_workers
 from sonic_parsl.executors.checkpointer import Checkpointer, model_digests
 from sonic_parsl.executors.coffea_executor import CoffeaExecutor
-from sonic_parsl.executors.dialects import watch_jobs
 from sonic_parsl.executors.keeper import Keeper
 from sonic_parsl.executors.port_check import check_ports
 from sonic_parsl.executors.providers import make_provider
 from sonic_parsl.executors.run_logs import close_log, log_to, parsl_log_handlers
 from sonic_parsl.executors.same_models import compare_models
 from sonic_parsl.executors.server_executor import ServerExecutor
-from sonic_parsl.executors.undertaker import Undertaker
-from sonic_parsl.executors.worker_executor import WorkerExecutor
+from sonic_parsl.executors.worker_executor import WorkerExecutor, workers_of
 from sonic_parsl.pool import named
 from sonic_parsl.pool.attached import AttachedPool
 from sonic_parsl.pool.pool import ServerPool
@@ -95,7 +93,6 @@ class Site:
         self._static: tuple[StaticServer, ...] = ()
         self.run_dir = (run_dir or runs_of(settings) / uuid.uuid4().hex[:12]).absolute()
         self.pool = _own_pool(settings, self.run_dir) if attach_to is None else AttachedPool(attach_to)
-        self._undertaker = Undertaker()
         self._keeper = Keeper(start=self._start, stop=self._stop)
 
     @override
@@ -199,8 +196,6 @@ class Site:
         for executor in config.executors:
             if isinstance(executor, ServerExecutor):
                 executor.check()  # a Parsl that fails half-way in its start cannot be cleaned up
-            elif isinstance(executor, WorkerExecutor):  # servers are watched by their own executor
-                watch_jobs(executor.provider, self._undertaker)
         if isinstance(self.pool, ServerPool) and self.pool.fallback is not None:
             self._claim_static(self.pool)
         if isinstance(self.pool, ServerPool):
@@ -212,7 +207,15 @@ class Site:
                 ref, path = self.pool.ref, self.pool.ref_path
                 equip_workers(workers, self.run_dir, pool=path, inputs=self._inputs, fallback=ref.fallback)
         self._static = self.pool.ref.static  # the report is asked for when the pool has ended, too
-        self.dfk = parsl.load(config)
+        self._load(config)
+
+    def _load(self, config: Config) -> None:
+        try:
+            self.dfk = parsl.load(config)
+        except BaseException:
+            for executor in config.executors:  # those that had started when another one failed have jobs
+                executor.undertaker.close()
+            raise
 
     def _stop(self) -> None:
         """Clean up, each step whatever becomes of the others; keep the logs of a run whose pool was lost."""
@@ -222,7 +225,6 @@ class Site:
                 if lost is None:
                     steps.callback(shutil.rmtree, self.run_dir)
                 steps.callback(close_log, self._log_handler, "sonic_parsl")
-            steps.callback(self._undertaker.close)
             steps.callback(self.pool.close)
             for handler in parsl_log_handlers(self.run_dir):
                 steps.callback(close_log, handler, "parsl")
@@ -243,7 +245,7 @@ class Site:
         settings = self.settings
         if not self._has_workers:
             return []
-        return [WorkerExecutor(settings.workers, settings.driver, more_init=self.pool.worker_init)]
+        return [workers_of(settings.workers, settings.driver, self.pool)]
 
     def _server_executors(self) -> list[ServerExecutor]:
         pool = self.pool

@@ -32,7 +32,7 @@ def submit_to_one(
     if worker is None:
         raise ConfigError(
             f"A task was sent to {label}, whose blocks are servers, and no other executor could run it.",
-            hint="Add a HighThroughputExecutor to the Config.",
+            hint="Add a WorkerExecutor to the Config.",
         )
     outer: Future[Any] = Future()
     outer.set_running_or_notify_cancel()

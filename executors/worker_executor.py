@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import sys
 import threading
+from contextlib import closing
 from typing import Any
 
 import zmq
 from parsl.executors import HighThroughputExecutor
 from parsl.executors.high_throughput.zmq_pipes import TasksOutgoing
+from parsl.providers.base import ExecutionProvider
 from typing_extensions import override
 
 from sonic_parsl.errors import PoolError
+from sonic_parsl.executors.dialects import watch_jobs
 from sonic_parsl.executors.lost_blocks import LostBlocks
 from sonic_parsl.executors.providers import make_provider, said_walltime
 from sonic_parsl.executors.steady_clock import SteadilyPolled
+from sonic_parsl.executors.undertaker import Undertaker
 from sonic_parsl.executors.worker_pool import LAUNCH_COMMAND
+from sonic_parsl.pool.view import PoolView
 from sonic_parsl.server.leash import leashed
 from sonic_parsl.site import Driver, Workers
 
@@ -83,37 +88,65 @@ class TaskPipe:
 
 
 class WorkerExecutor(SteadilyPolled, HighThroughputExecutor):  # type: ignore[misc]
-    """A HighThroughputExecutor that can be shut down at any time, as Ctrl-C does.
+    """Parsl's HighThroughputExecutor, made so that a run ends well whatever ends it.
+
+    It can be shut down at any time, as Ctrl-C does, its workers may be killed at any time, its jobs that still wait in a
+    queue are cancelled when the driver has ended, however it did, and its clock nobody sets.
 
     Parameters
     ----------
-    workers, driver
-        The site file's sections.
-    more_init
-        What a job does before its workers start, beside its ``worker-init``.
+    label
+        Name of the executor.
+    pool
+        The pool that its workers ask.
+    provider
+        Any Parsl provider; to its ``worker_init`` is added what the workers need.
+    options
+        What else a HighThroughputExecutor takes. By default what goes to and fro is encrypted, and workers whose driver
+        is gone end after half a minute.
     """
 
-    def __init__(self, workers: Workers, driver: Driver, *, more_init: str) -> None:
-        ports = {"worker_port_range": driver.port_range, "interchange_port_range": driver.port_range}
-        provider = make_provider(workers, count=workers.count, more_init=f"{OWN_TMPDIR}\n{more_init}")
-        walltime_s = said_walltime(workers, provider)
-        super().__init__(
-            label=WORKERS,
-            address=driver.ipv4,
-            loopback_address="127.0.0.1",
-            max_workers_per_node=workers.workers_per_node,
-            encrypted=True,  # the workers' key travels with the chunks
-            heartbeat_period=HEARTBEAT_PERIOD_S,
-            heartbeat_threshold=HEARTBEAT_THRESHOLD_S,
-            interchange_launch_cmd=leashed([sys.executable, "-m", INTERCHANGE]),
-            launch_cmd=LAUNCH_COMMAND,
-            block_error_handler=LostBlocks(),
-            provider=provider,
-            drain_period=None if walltime_s is None else max(1, int(walltime_s - drain_margin(walltime_s))),
-            **(ports if driver.port_range else {}),
-        )
+    def __init__(self, label: str = WORKERS, *, pool: PoolView, provider: ExecutionProvider, **options: Any) -> None:
+        self.pool = pool
+        self.undertaker = Undertaker()
+        if getattr(provider, "worker_init", None) is not None:
+            provider.worker_init = "\n".join(filter(None, (provider.worker_init, OWN_TMPDIR, pool.worker_init)))
+        super().__init__(label=label, provider=provider, **{**_defaults(), **options})
 
     @override
     def start(self) -> None:
+        watch_jobs(self.provider, self.undertaker)
         super().start()
         self.outgoing_q: Any = TaskPipe(self.outgoing_q)
+
+    @override
+    def shutdown(self, timeout: float = 10.0) -> None:
+        with closing(self.undertaker):
+            super().shutdown(timeout)
+
+
+def _defaults() -> dict[str, Any]:
+    return {
+        "encrypted": True,  # the workers' key travels with the chunks
+        "loopback_address": "127.0.0.1",
+        "heartbeat_period": HEARTBEAT_PERIOD_S,
+        "heartbeat_threshold": HEARTBEAT_THRESHOLD_S,
+        "interchange_launch_cmd": leashed([sys.executable, "-m", INTERCHANGE]),
+        "launch_cmd": LAUNCH_COMMAND,
+        "block_error_handler": LostBlocks(),
+    }
+
+
+def workers_of(workers: Workers, driver: Driver, pool: PoolView) -> WorkerExecutor:
+    """Return the executor that a site file's sections ask for."""
+    provider = make_provider(workers, count=workers.count)
+    walltime_s = said_walltime(workers, provider)
+    ports: dict[str, Any] = {"worker_port_range": driver.port_range, "interchange_port_range": driver.port_range}
+    return WorkerExecutor(
+        pool=pool,
+        provider=provider,
+        address=driver.ipv4,
+        max_workers_per_node=workers.workers_per_node,
+        drain_period=None if walltime_s is None else max(1, int(walltime_s - drain_margin(walltime_s))),
+        **(ports if driver.port_range else {}),
+    )

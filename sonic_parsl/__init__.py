@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sonic_parsl.errors import SonicError
     from sonic_parsl.executors.server_executor import ServerExecutor
     from sonic_parsl.executors.site import load_site
+    from sonic_parsl.executors.worker_executor import WorkerExecutor
     from sonic_parsl.model import Model
     from sonic_parsl.pool.pool import ServerPool
     from sonic_parsl.protocol import VERSION as __version__  # noqa: N811 - the name Python knows
@@ -22,6 +23,7 @@ __all__ = [
     "ServerExecutor",
     "ServerPool",
     "SonicError",
+    "WorkerExecutor",
     "__version__",
     "load_site",
 ]
@@ -35,6 +37,7 @@ _HOMES = {
     "ServerExecutor": "executors.server_executor:ServerExecutor",
     "ServerPool": "pool.pool:ServerPool",
     "SonicError": "errors:SonicError",
+    "WorkerExecutor": "executors.worker_executor:WorkerExecutor",
     "__version__": "protocol:VERSION",
     "load_site": "executors.site:load_site",
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from parsl.launchers import SingleNodeLauncher, SrunLauncher
-from parsl.providers import CondorProvider, LocalProvider, SlurmProvider
+from parsl.providers import CondorProvider, SlurmProvider
 
 from sonic_parsl.errors import ConfigError
 from sonic_parsl.executors.dialects import DIALECTS
@@ -144,13 +144,6 @@ def test_a_server_of_one_device_does_not_take_the_node_unless_it_should() -> Non
 def test_options_win_over_the_count() -> None:
     provider = make_provider(Job(options={"max-blocks": 7}), count=Count(min=1, max=3))
     assert (provider.min_blocks, provider.max_blocks) == (1, 7)
-
-
-def test_the_sites_own_lines_come_before_ours() -> None:
-    job = Job.model_validate({"worker-init": "module load python"})
-    provider = make_provider(job, count=Count(), more_init="export A=1")
-    assert isinstance(provider, LocalProvider)
-    assert provider.worker_init == "module load python\nexport A=1"
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_right_one() -> None:

@@ -11,9 +11,11 @@ import pytest
 import zmq
 from parsl.config import Config
 from parsl.executors.high_throughput.zmq_pipes import TasksOutgoing
+from parsl.providers import LocalProvider, SlurmProvider
 
 from sonic_parsl.errors import PoolError
-from sonic_parsl.executors.worker_executor import WORKERS, TaskPipe, WorkerExecutor
+from sonic_parsl.executors.worker_executor import WORKERS, TaskPipe, WorkerExecutor, workers_of
+from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.site import Driver, Workers
 from tests.leaks import assert_nothing_is_left, wait_until
 
@@ -105,7 +107,7 @@ def chunk(number: int) -> tuple[int, str]:
 
 def test_work_that_outlives_its_workers_jobs_goes_on_in_new_ones_and_loses_no_chunk(tmp_path: Path) -> None:
     workers = Workers.model_validate({"walltime": "00:00:08", "workers-per-node": 2})
-    executor = WorkerExecutor(workers, Driver(), more_init="")
+    executor = workers_of(workers, Driver(), ServerPool(run_dir=tmp_path / "pool"))
     # Without retries a chunk that a pool takes along, when it leaves, is an error.
     with parsl.load(
         Config(
@@ -134,4 +136,22 @@ def test_work_that_outlives_its_workers_jobs_goes_on_in_new_ones_and_loses_no_ch
 def test_workers_whose_walltime_the_site_file_says_leave_before_its_end(
     workers: dict[str, object], drain_s: float | None
 ) -> None:
-    assert WorkerExecutor(Workers.model_validate(workers), Driver(), more_init="").drain_period == drain_s
+    assert workers_of(Workers.model_validate(workers), Driver(), ServerPool()).drain_period == drain_s
+
+
+# As Parsl's own executor --------------------------------------------------------
+
+
+def test_what_workers_need_comes_after_the_providers_own_lines() -> None:
+    pool = ServerPool()
+    executor = WorkerExecutor(pool=pool, address="h", provider=SlurmProvider(worker_init="module load python"))
+    lines = executor.provider.worker_init.splitlines()
+    assert (lines[0], lines[-1]) == ("module load python", pool.worker_init)
+
+
+def test_it_takes_what_parsls_takes() -> None:
+    pool, provider = ServerPool(), LocalProvider()
+    executor = WorkerExecutor("mine", pool=pool, address="h", provider=provider, cores_per_worker=2, encrypted=False)
+    assert (executor.label, executor.cores_per_worker, executor.encrypted) == ("mine", 2, False)
+    with pytest.raises(TypeError, match="cores_per_wroker"):
+        WorkerExecutor(pool=pool, address="h", provider=provider, cores_per_wroker=2)

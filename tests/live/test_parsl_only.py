@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,13 @@ def assert_apps_score_right(count: int = 6) -> None:
         np.testing.assert_allclose(future.result(), session.run(["scores"], {"features": rows})[0], atol=1e-6)
 
 
-def workers(worker_init: str = "") -> HighThroughputExecutor:
+def workers(pool: sonic.ServerPool) -> sonic.WorkerExecutor:
+    return sonic.WorkerExecutor(
+        pool=pool, address="127.0.0.1", max_workers_per_node=1, provider=LocalProvider(init_blocks=1, max_blocks=1)
+    )
+
+
+def parsls_own_workers(worker_init: str = "") -> HighThroughputExecutor:
     return HighThroughputExecutor(
         label="workers",
         address="127.0.0.1",
@@ -89,7 +95,8 @@ def test_apps_of_a_site(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("servers_first", [True, False])
 def test_apps_with_a_config_written_by_hand(servers_first: bool, tmp_path: Path) -> None:
-    executors = [workers(), servers(sonic.ServerPool())]
+    pool = sonic.ServerPool()
+    executors = [workers(pool), servers(pool)]
     with loaded(executors[::-1] if servers_first else executors, tmp_path):
         assert_apps_score_right()
 
@@ -99,9 +106,12 @@ def test_apps_in_threads(tmp_path: Path) -> None:
         assert_apps_score_right()
 
 
-def test_apps_with_a_pool_that_joins_later_and_workers_that_know_where_its_file_will_be(tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", [workers, lambda pool: parsls_own_workers(pool.worker_init)], ids=["ours", "Parsl's"])
+def test_apps_with_a_pool_that_joins_later_and_workers_that_know_where_its_file_will_be(
+    own: Callable[[sonic.ServerPool], Any], tmp_path: Path
+) -> None:
     pool = sonic.ServerPool()
-    with loaded([workers(pool.worker_init)], tmp_path) as dfk:
+    with loaded([own(pool)], tmp_path) as dfk:
         assert double(2).result() == 4
         dfk.add_executors([servers(pool)])
         assert_apps_score_right()
@@ -109,7 +119,7 @@ def test_apps_with_a_pool_that_joins_later_and_workers_that_know_where_its_file_
 
 def test_workers_that_were_there_before_the_pool_say_what_they_need_and_can_be_told(tmp_path: Path) -> None:
     pool = sonic.ServerPool()
-    with loaded([workers()], tmp_path) as dfk:
+    with loaded([parsls_own_workers()], tmp_path) as dfk:
         assert double(2).result() == 4
         dfk.add_executors([servers(pool)])
         with pytest.raises(PoolNotFoundError, match="set SONIC_PARSL_POOL to the pool's file"):
