@@ -180,7 +180,8 @@ class Scores(Future[Any]):
         if call is None:
             self.set_result(array)
         else:
-            call.add_done_callback(self._finish)
+            waiting = [self]  # until the end only: the two would keep each other, and the scores, until a collection
+            call.add_done_callback(lambda done: waiting.pop()._finish(done))
 
     def _finish(self, call: Future[Any]) -> None:
         if call.cancelled():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
 import threading
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -35,6 +37,7 @@ from sonic_parsl.model import Model, Scores, Service, ask
 from sonic_parsl.poolref import POOL_ENV
 from sonic_parsl.protocol import ServedModel, TensorSpec
 from sonic_parsl.workflows import btag_inputs, samples, shape_demo_inputs
+from tests.leaks import wait_until
 
 Array = np.ndarray[Any, Any]
 MODELS = Path(workflows.__file__).parent / "models"
@@ -308,6 +311,24 @@ def test_futures_wait_together(btag: InProcess) -> None:
 
     assert [len(scores) for scores in asyncio.run(gather())] == [3, 4]
     assert all(future.exception() is None for future in futures)
+
+
+def test_a_future_that_nobody_holds_ends_and_is_freed(btag: InProcess) -> None:
+    btag.gate.clear()
+    told: list[int] = []
+    gc.disable()  # not only by a collection
+    try:
+        alive: list[weakref.ref[Any]] = []
+        for rows in (3, 4):
+            future = submit(btag, rows)
+            future.add_done_callback(lambda done: told.append(len(done.result())))
+            alive += [weakref.ref(future), weakref.ref(btag.calls.pop())]
+            del future
+        btag.gate.set()
+        wait_until(lambda: not any(ref() for ref in alive), 60)
+    finally:
+        gc.enable()
+    assert sorted(told) == [3, 4]
 
 
 def test_a_future_tells_what_the_call_failed_with(btag: InProcess) -> None:
