@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sonic_parsl.columns.lazy import Answer, empty_record, lazy_record, resolve_outputs, split_output
+from sonic_parsl.columns.lazy import BLOCK_ROWS, Answer, empty_record, lazy_record, resolve_outputs, split_output
 from sonic_parsl.columns.specs import Output, read_outputs
 from sonic_parsl.errors import ConfigError, InferenceError, ResponseError
 from sonic_parsl.protocol import ServedModel, TensorSpec
@@ -39,6 +39,14 @@ def test_only_the_declared_type_and_shape_pass(array: Array, rows: int) -> None:
     else:
         with pytest.raises(ResponseError, match=rf"'p' .* declared were {rows} rows of 3 float32"):
             split_output(array, OUTPUT, tensor="p", rows=rows)
+
+
+@pytest.mark.parametrize("rows", [BLOCK_ROWS - 1, BLOCK_ROWS, 2 * BLOCK_ROWS + 1])
+def test_a_table_is_split_block_by_block_and_wholly(rows: int) -> None:
+    table = np.random.default_rng(1).normal(size=(rows, len(OUTPUT.names))).astype(OUTPUT.dtype)
+    columns = split_output(table, OUTPUT, tensor="p", rows=rows)
+    np.testing.assert_array_equal(np.stack(list(columns.values()), axis=1), table)
+    assert all(column.flags.c_contiguous for column in columns.values())
 
 
 @pytest.mark.parametrize(
