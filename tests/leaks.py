@@ -6,11 +6,14 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
+
+T = TypeVar("T")
 
 MARK = "SONIC_PARSL_TEST_RUN"
 """Environment variable that every process started by this test run inherits."""
@@ -39,6 +42,20 @@ def our_processes(*words: str) -> list[psutil.Process]:
         if not words or any(word in line for word in words):
             found.append(process)
     return found
+
+
+def told(processes: Iterable[psutil.Process], question: Callable[[psutil.Process], T]) -> list[T]:
+    """Return what each process says of itself, but for those that have ended meanwhile."""
+    answers = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            answers.append(question(process))
+    return answers
+
+
+def all_said(process: psutil.Process) -> str:
+    """Return its arguments and its environment."""
+    return "\n".join((*process.cmdline(), *process.environ().values()))
 
 
 TITLE = "HTEX interchange"
@@ -84,11 +101,7 @@ def left_processes() -> list[psutil.Process]:
 
 def leftovers() -> list[str]:
     """Describe what is left of pools and workers that this test run started."""
-    found = []
-    for process in left_processes():
-        with suppress(psutil.NoSuchProcess):
-            found.append(" ".join(process.cmdline()))
-    return [*found, *map(str, left_files())]
+    return [*told(left_processes(), lambda process: " ".join(process.cmdline())), *map(str, left_files())]
 
 
 def left_files() -> set[Path]:

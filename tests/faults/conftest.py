@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +12,10 @@ import pytest
 
 import sonic_parsl as sonic
 from sonic_parsl.executors.site import Site
+from sonic_parsl.pool import named
 from sonic_parsl.workflows.generate import generate
-from tests.faults.runs import EVENTS, Analysis, wait_at, wait_whole, write_site
-from tests.leaks import assert_nothing_is_left
+from tests.faults.runs import EVENTS, Analysis, agents, tritons, wait_at, wait_whole, write_site
+from tests.leaks import assert_nothing_is_left, wait_until
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,16 @@ def shared_ground(analysis: Analysis, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def ground(shared_ground: Ground) -> Ground:
-    """The site, with all its servers."""
+    """The site, with all its servers and no process of those that a former test has ended."""
     wait_whole(shared_ground.site)
+    wait_until(lambda: len(agents()) == len(tritons()) == 2, 30, what=agents)
     return shared_ground
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's folders for state; pools that a test leaves there end."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    yield tmp_path
+    for pool in named.running():
+        os.kill(pool.pid, signal.SIGTERM)

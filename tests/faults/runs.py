@@ -21,7 +21,7 @@ from sonic_parsl.executors.site import Site
 from sonic_parsl.workflows import btag_ttbar
 from sonic_parsl.workflows.btag_inputs import CLASSES
 from tests.executors.scores import Scores, in_process
-from tests.leaks import our_processes, wait_until
+from tests.leaks import our_processes, told, wait_until
 
 EVENTS = 6_000
 CHUNK = 100
@@ -147,7 +147,8 @@ def tritons() -> list[Any]:
 
 def agents() -> list[Any]:
     """Return the running agents of this test run, without the shells that started them."""
-    return [process for process in our_processes("sonic_parsl.server.agent") if "python" in process.name()]
+    names = told(our_processes("sonic_parsl.server.agent"), lambda process: (process, process.name()))
+    return [process for process, name in names if "python" in name]
 
 
 def workers() -> list[Any]:

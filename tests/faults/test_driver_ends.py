@@ -169,19 +169,16 @@ def test_a_driver_killed_outright_leaves_no_server_one_lease_later(phase: str, m
     assert_nothing_is_left(60)
 
 
-def test_a_lasting_pools_owner_killed_outright_leaves_no_server_and_its_run_says_so(
-    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    site = write_site(tmp_path)
+def test_a_lasting_pools_owner_killed_outright_leaves_no_server_and_its_run_says_so(many: Path, home: Path) -> None:
+    site = write_site(home)
     subprocess.run([PROGRAM, "pool", "start", "--site", site, "--name", "ours", "--daemon"], check=True)
     (owner,) = named.running()
-    with analysing(tmp_path, many, site, "--pool", "ours") as run:
+    with analysing(home, many, site, "--pool", "ours") as run:
         wait_until(lambda: our_processes("bin/tritonserver --model") and _busy_workers(), START_S)
         os.kill(owner.pid, signal.SIGKILL)
         wait_gone()
         assert run.wait(timeout=60) == 1
-    said = (tmp_path / "driver.log").read_text()
+    said = (home / "driver.log").read_text()
     assert said.count("The pool's registry cannot be reached") == said.count("Error:") == 1, said
     assert not named.running()
     assert_nothing_is_left(60)

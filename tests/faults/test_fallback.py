@@ -101,12 +101,9 @@ def test_a_pool_that_is_lost_in_the_middle_of_a_run_is_no_end(analysis: Analysis
         assert not agents()
 
 
-def test_a_run_that_attached_to_a_pool_goes_on_when_the_pool_is_lost(
-    analysis: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    doom = Doom(tmp_path)
-    path = site_file(tmp_path, doom.init, start_timeout_s=60)
+def test_a_run_that_attached_to_a_pool_goes_on_when_the_pool_is_lost(analysis: Analysis, home: Path) -> None:
+    doom = Doom(home)
+    path = site_file(home, doom.init, start_timeout_s=60)
     subprocess.run([PROGRAM, "pool", "start", "--site", path, "--name", "ours", "--daemon"], check=True)
     with nothing_is_left():
         with sonic.load_site(path, pool="ours") as site:

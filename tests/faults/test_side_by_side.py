@@ -28,7 +28,7 @@ from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.workflows.generate import generate
 from tests.faults.runs import EVENTS, Analysis, workers, write_site
 from tests.faults.users import UID, as_another_user
-from tests.leaks import POOL_WORDS, assert_nothing_is_left, our_processes, wait_until
+from tests.leaks import POOL_WORDS, assert_nothing_is_left, our_processes, told, wait_until
 from tests.live.test_notebook import LOAD, notebook
 
 PROGRAM = Path(sys.executable).with_name("sonic-parsl")
@@ -112,13 +112,6 @@ def result(folder: Path) -> tuple[Any, dict[str, Any]]:
     """Return what a run brought home: its accumulator and its report."""
     report: dict[str, Any] = json.loads((folder / "out" / "report.json").read_text())
     return coffea.util.load(folder / "out" / "btag_ttbar.coffea"), report
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's folders for state."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return tmp_path
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +253,7 @@ def test_two_runs_on_one_node_do_not_see_each_other(analysis: Analysis, many: Pa
 
 def _pool_of(uid: int) -> int:
     """Return how many processes of pools a user has: registry, agent, Triton ..."""
-    return sum(process.uids().real == uid for process in our_processes(*POOL_WORDS))
+    return told(our_processes(*POOL_WORDS), lambda process: process.uids().real).count(uid)
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")

@@ -15,7 +15,7 @@ import pytest
 import sonic_parsl as sonic
 from sonic_parsl.workflows.generate import generate
 from tests.faults.runs import EVENTS, Analysis, wait_whole, write_site
-from tests.leaks import POOL_WORDS, assert_nothing_is_left, our_processes
+from tests.leaks import POOL_WORDS, assert_nothing_is_left, our_processes, told
 from tests.schedulers.apt import SYSTEM_PATH, provide
 
 DRIVERS, SERVERS, LOOPBACK = "203.0.113.77", "203.0.113.78", "127.0.0.1"
@@ -70,8 +70,8 @@ def listening() -> Counter[str]:
     processes = {*our_processes(*POOL_WORDS), psutil.Process(), *psutil.Process().children(recursive=True)}
     found = {
         (connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)  # IPv4, as IPv6 writes it
-        for process in processes
-        for connection in process.net_connections(kind="inet")
+        for connections in told(processes, lambda process: process.net_connections(kind="inet"))
+        for connection in connections
         if connection.status == psutil.CONN_LISTEN
     }
     return Counter(host for host, _ in found)

@@ -15,7 +15,7 @@ from typing_extensions import override
 from sonic_parsl.executors.site import Site
 from sonic_parsl.server import install
 from tests.faults.runs import Analysis, tritons, wait_whole, workers
-from tests.leaks import POOL_WORDS, our_processes, wait_until
+from tests.leaks import POOL_WORDS, our_processes, told, wait_until
 from tests.schedulers.daemons import command
 from tests.schedulers.runs import GONE_S, PORTS, up, write_site
 from tests.schedulers.slurm import Slurm
@@ -95,9 +95,12 @@ def test_a_job_of_workers_has_some_on_each_of_its_nodes(site: Site) -> None:
 
 def test_everything_listens_on_the_named_interface_within_the_range_of_ports(site: Site) -> None:
     listening = {
-        (process.name(), connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)  # IPv4, as IPv6 writes it
-        for process in {*our_processes(*POOL_WORDS), *psutil.Process().children(recursive=True)}  # Parsl's
-        for connection in process.net_connections(kind="inet")
+        (name, connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)  # IPv4, as IPv6 writes it
+        for name, connections in told(
+            {*our_processes(*POOL_WORDS), *psutil.Process().children(recursive=True)},  # Parsl's
+            lambda process: (process.name(), process.net_connections(kind="inet")),
+        )
+        for connection in connections
         if connection.status == psutil.CONN_LISTEN
     }
     assert len({port for _, _, port in listening}) >= SERVERS + 2, "servers, registry, Parsl"

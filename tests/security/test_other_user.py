@@ -25,7 +25,7 @@ from sonic_parsl.pool.authority import CertificateAuthority
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.rpc import RegistryStub
 from tests.executors.scores import Scores, run
-from tests.leaks import our_processes, wait_until
+from tests.leaks import all_said, our_processes, told, wait_until
 from tests.pool.conftest import joining
 from tests.security.conftest import holds_key, lines_of
 from tests.server.agents import MODELS, shared_memory_of
@@ -169,7 +169,7 @@ def test_what_others_see_of_the_processes_holds_no_key_while_a_run_comes_up(up: 
 
 
 def test_arguments_and_environment_of_its_processes_hold_no_key(up: Up) -> None:
-    found = {"\n".join((*one.cmdline(), *one.environ().values())) for one in our_processes()}
+    found = set(told(our_processes(), all_said))
     for word in ("sonic_parsl.pool.registry", "sonic_parsl.server.agent", "tritonserver", "worker_pool"):
         assert [text for text in found if word in text], f"{word} does not run"
     assert up.pool.ref.credentials is not None

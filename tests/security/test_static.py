@@ -27,7 +27,7 @@ from sonic_parsl.protocol import VERSION, Join, ServedModel, ServerInfo
 from sonic_parsl.rpc import RegistryStub
 from sonic_parsl.server.install import install
 from tests.executors.scores import Scores, assert_scores_are_right, run
-from tests.leaks import our_processes, wait_until
+from tests.leaks import all_said, our_processes, told, wait_until
 from tests.live.conftest import PACKAGED
 from tests.security.gateway import Diary, gateway
 from tests.server.conftest import running_triton
@@ -100,7 +100,7 @@ def test_a_run_with_nothing_but_a_gateway_scores_right_and_its_model_is_unverifi
         assert not [one for one in site.dfk.executors.values() if isinstance(one, ServerExecutor)]  # nothing to scale
         report = site.report()
         report.write(site.run_dir / "report.json")
-        shown = [*(" ".join((*one.cmdline(), *one.environ().values())) for one in our_processes()), repr(site.pool.ref)]
+        shown = [*told(our_processes(), all_said), repr(site.pool.ref)]
         texts = [path.read_text(errors="replace") for path in site.run_dir.rglob("*") if path.suffix in {".log", ".sh"}]
         data = json.loads((site.run_dir / "report.json").read_text())
     assert not [text for text in (*shown, *texts, json.dumps(data)) if TOKEN in text]
