@@ -65,7 +65,7 @@ def test_requests_to_a_server_whose_lease_ends_go_elsewhere_at_once(
     start = time.monotonic()
     registry.show(other.entry())
     np.testing.assert_array_equal(call.result(60.0)["OUTPUT0"], X)
-    assert time.monotonic() - start < 5.0  # sooner than any time-out
+    assert time.monotonic() - start < 8.0  # sooner than any time-out
     record = call.ledger.record()
     assert record.retries == record.failovers > 0
 

@@ -210,7 +210,7 @@ def test_the_deadline_ends_a_call_that_no_server_takes(
     call = session.submit(model, {"INPUT0": rows_of(3)}, rows=3, deadline_s=0.3)
     with pytest.raises(DeadlineError, match=r"0 attempts at 1 requests; servers: 0 ready, 0 starting, 1 draining"):
         call.result()
-    assert 0.3 <= time.monotonic() - start < 2.0
+    assert 0.3 <= time.monotonic() - start < 20.0
     assert call.ledger.record().waiting_s > 0.2
 
 
@@ -218,12 +218,12 @@ def test_the_deadline_ends_a_call_that_a_server_works_on(
     registry: Registry, session: Session, pair: list[Server]
 ) -> None:
     registry.show(pair[0].entry())
-    rows = 64 * 300  # three seconds of work
+    rows = 64 * 3000  # half a minute of work
     call = session.submit(session.served("timed"), {"INPUT0": rows_of(rows, 4)}, rows=rows, deadline_s=0.3)
     start = time.monotonic()
-    with pytest.raises(DeadlineError, match="attempts at 300 requests"):
+    with pytest.raises(DeadlineError, match="attempts at 3000 requests"):
         call.result()
-    assert time.monotonic() - start < 2.0
+    assert time.monotonic() - start < 20.0
 
 
 def test_a_cancelled_call_sends_nothing_more(

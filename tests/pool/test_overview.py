@@ -30,7 +30,7 @@ from sonic_parsl.rpc import AgentMessage
 from tests.pool.conftest import BLOCK, GROUP, agents_of, joining, registry_of, talking_to
 
 DOCS = Path(__file__).parents[2] / "docs"
-AT_ONCE_S = 2.0
+AT_ONCE_S = 4.0
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from sonic_parsl.protocol import Ack, Drain, Renew, ServerLoad, ServerTable
 from sonic_parsl.rpc import SERVICE, open_channel
 from tests.pool.conftest import MODEL, agents_of, departure_of, entry_of, joining, leaving, table_when, talking_to
 
-AT_ONCE_S = 2.0
+AT_ONCE_S = 4.0
 """Far below a heartbeat, far above what a busy machine needs."""
 
 
