@@ -95,7 +95,7 @@ def keep_pool(
                     if pool.table.lost is not None:
                         raise PoolLostError(f"The pool is lost: {pool.table.lost}.")
         except KeyboardInterrupt:
-            return "it was told to"
+            why = "it was stopped"
         pool.dismiss(f"the pool {name} ended, for {why}. {_start_again(name, site, models)}")
         return why
 

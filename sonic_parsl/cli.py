@@ -26,17 +26,38 @@ console = Console()
 errors = Console(stderr=True)
 
 
+def _debug(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Let the user have tracebacks and log messages, wherever the option stands."""
+    if wanted:
+        ctx.meta[DEBUG] = True
+        for name in (OURS, *ADVICE):  # what they say comes to the root, too
+            logging.getLogger(name).handlers.clear()
+        logging.getLogger().addHandler(_handler(logging.INFO))
+
+
+DEBUG = "sonic_parsl.debug"
+OURS = "sonic_parsl"
+ADVICE = ("sonic_parsl.executors.address_check", "sonic_parsl.executors.same_models")
+"""Their warnings have to be read before a run has waited."""
 with_version = click.version_option(VERSION, prog_name="sonic-parsl")
+with_debug = click.option(
+    "--debug",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_debug,
+    help="Show tracebacks and log messages.",
+)
 
 
 class _Group(click.Group):
-    """Tells our own errors as a sentence; the traceback is for ``--debug``. Each of its commands has ``--version``."""
+    """Tells our own errors as a sentence; the traceback is for ``--debug``. Each of its commands has that and ``--version``."""
 
     group_class = type
 
     @override
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        super().add_command(with_version(cmd), name)
+        super().add_command(with_debug(with_version(cmd)), name)
 
     @override
     def invoke(self, ctx: click.Context) -> Any:
@@ -45,7 +66,7 @@ class _Group(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
-            if ctx.find_root().params["debug"]:
+            if _is_debugging():
                 if (ours := find_ours(error)) is not None and ours.details:
                     _say(ours.details, to=errors)
                 raise
@@ -68,20 +89,26 @@ def _say(text: str, *, to: Console = console) -> None:
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @with_version
-@click.option("--debug", is_flag=True, help="Show tracebacks and log messages.")
-def main(*, debug: bool) -> None:
+@with_debug
+def main() -> None:
     """Send inference of coffea and Parsl jobs to a pool of Triton servers."""
-    handler = logging.StreamHandler()
-    handler.setLevel(logging.INFO if debug else logging.ERROR)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    # Parsl's own log goes to its file; its errors reach the user as exceptions.
-    logging.getLogger("" if debug else "sonic_parsl").addHandler(handler)
-    if not debug:  # the warnings that have to be read before a run has waited
-        advice = logging.StreamHandler()
-        advice.setFormatter(logging.Formatter("Warning: %(message)s"))
-        for name in ("address_check", "same_models"):
-            logging.getLogger(f"sonic_parsl.executors.{name}").addHandler(advice)
+    if not _is_debugging():
+        # Parsl's own log goes to its file; its errors reach the user as exceptions.
+        logging.getLogger(OURS).addHandler(_handler(logging.ERROR))
+        for name in ADVICE:
+            logging.getLogger(name).addHandler(_handler(logging.WARNING, "Warning: %(message)s"))
     signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _is_debugging() -> bool:
+    return DEBUG in click.get_current_context().meta
+
+
+def _handler(level: int, form: str = "%(asctime)s %(levelname)s %(name)s: %(message)s") -> logging.Handler:
+    handler = logging.StreamHandler()
+    handler.setLevel(level)
+    handler.setFormatter(logging.Formatter(form))
+    return handler
 
 
 def _interrupt(*_: object) -> NoReturn:
@@ -154,7 +181,7 @@ def _try_folder(path: Path) -> None:
 def _one_account_of_an_error() -> Iterator[None]:
     """Drop the traceback that coffea prints of an error before it raises it: `_fail` tells of it."""
     held = io.StringIO()
-    with nullcontext() if click.get_current_context().find_root().params["debug"] else redirect_stderr(held):
+    with nullcontext() if _is_debugging() else redirect_stderr(held):
         yield
     sys.stderr.write(held.getvalue())
 

@@ -194,9 +194,18 @@ def test_an_error_of_another_library_says_how_to_see_more(call: Call, tmp_path: 
     assert "Run again with `sonic-parsl --debug ...` for the traceback." in text
 
 
-@pytest.mark.parametrize("debug", [True, False], ids=["debug", "plain"])
-def test_only_debug_shows_a_traceback(tmp_path: Path, debug: bool) -> None:
-    done = program(*["--debug"] * debug, "run", "btag_ttbar", "gone.root", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("arguments", "debug"),
+    [
+        (("--debug", "run", "btag_ttbar", "gone.root"), True),
+        (("run", "--debug", "btag_ttbar", "gone.root"), True),
+        (("run", "btag_ttbar", "gone.root", "--debug"), True),
+        (("run", "btag_ttbar", "gone.root"), False),
+    ],
+    ids=["before", "after", "at the end", "plain"],
+)
+def test_only_debug_shows_a_traceback(tmp_path: Path, arguments: tuple[str, ...], debug: bool) -> None:
+    done = program(*arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert ("Traceback" in done.stderr) is debug
     assert "There is no file gone.root." in done.stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -73,7 +75,14 @@ session.close()
 """
 
 
-@pytest.mark.parametrize("kind", ["idle", "certificates"])
+WHY = {
+    "idle": "nobody has asked it anything for 1 s",
+    "certificates": "its certificates are about to expire",
+    "stopped": "it was stopped",
+}
+
+
+@pytest.mark.parametrize("kind", WHY)
 def test_who_is_attached_when_it_ends_is_told_why_and_how_to_start_it_again(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,17 +93,19 @@ def test_who_is_attached_when_it_ends_is_told_why_and_how_to_start_it_again(
         assert ready == 0
         argv = [sys.executable, "-c", ATTACH, str(named.run_dir("mine") / "pool.json")]
         attached.append(subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True))
-        if kind == "certificates":
-            threading.Thread(target=let_it_expire).start()
+        if kind != "idle":
+            threading.Thread(target=end_it_once_it_serves).start()
 
-    def let_it_expire() -> None:
+    def end_it_once_it_serves() -> None:
         wait_until(lambda: count_ready("mine"), 120)
-        monkeypatch.setattr(lasting_pool, "BEFORE_EXPIRY_S", 2 * authority.VALID.total_seconds())
+        if kind == "stopped":
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            monkeypatch.setattr(lasting_pool, "BEFORE_EXPIRY_S", 2 * authority.VALID.total_seconds())
 
     idle_s = 1.0 if kind == "idle" else 600.0  # shorter than a server's start, which does not count
     why = keep_pool("mine", site, models=None, idle_s=idle_s, console=Console(file=io.StringIO()), on_up=attach)
-    reasons = {"idle": "nobody has asked it anything for 1 s", "certificates": "its certificates are about to expire"}
-    assert why == reasons[kind]
+    assert why == WHY[kind]
     (one,) = attached
     seen, said = one.communicate(timeout=60)[0].splitlines()
     assert seen == "btag shape_demo", "it ended before its server was ready"
