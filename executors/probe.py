@@ -133,7 +133,7 @@ def _errand(settings: SiteFile, trial: Trial, driver: str, token: str) -> Errand
     group, ports = trial.settings, settings.driver.port_range
     if not isinstance(group, ServerGroup):
         return Errand(driver, token, trial.name, port_range=ports)
-    gpu = settings.device(group.device).family == "gpu"
+    gpu = settings.device(group.device).is_gpu
     repository = str(group.repository(packaged_models())) if settings.shared_filesystem else None
     needs = Needs(group.runtime, group.image, group.binary, gpu, repository)
     return Errand(driver, token, trial.name, group.address, ports, needs)

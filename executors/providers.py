@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from parsl.launchers.base import Launcher
 from parsl.providers.base import ExecutionProvider
+from pydantic import TypeAdapter, ValidationError
 
 from sonic_parsl.errors import ConfigError
 from sonic_parsl.executors.dialects import DIALECTS, LAUNCHERS, LINES, Dialect, dialect_of
@@ -17,6 +18,17 @@ from sonic_parsl.server.job import BEGAN_ENV
 from sonic_parsl.site import WORDS, Count, Job
 from sonic_parsl.walltime import seconds
 
+WORD_OF = {
+    "worker_init": "worker-init",
+    "min_blocks": "count",
+    "max_blocks": "count",
+    "nodes_per_block": "nodes",
+    "walltime": "walltime",
+    "partition": "partition",
+    "queue": "queue",
+    "account": "account",
+}
+"""What Parsl's providers call what site files have words for: who could say it twice would be misunderstood."""
 LAST_BYTES = 2**11
 """Of a job's stderr, to be told to a person."""
 
@@ -32,11 +44,11 @@ def make_provider(job: Job, *, count: Count) -> ExecutionProvider:
     Raises
     ------
     ConfigError
-        The provider has no such word or option, or the length of its jobs is said in several ways.
+        The provider has no such word or option, or something is said in several ways.
     """
     dialect = DIALECTS[job.provider]
     options = {name.replace("-", "_"): value for name, value in job.options.items()}
-    _check_options(job.provider, dialect.provider, options)
+    _check_options(job, dialect, options)
     init = "\n".join(text for text in (dialect.init, job.worker_init) if text)
     arguments = {
         **dialect.defaults,
@@ -74,8 +86,7 @@ def said_walltime(job: Job, provider: ExecutionProvider) -> float | None:
     """Return how long a job is, in seconds, where its site file says it; Parsl's providers have defaults of their own."""
     if job.walltime is not None:
         return job.walltime
-    is_said = "walltime" in job.options or isinstance(provider, HTCondorProvider)
-    return walltime_of(provider) if is_said else None
+    return walltime_of(provider) if isinstance(provider, HTCondorProvider) else None
 
 
 def last_words(provider: ExecutionProvider, label: str, block_id: str) -> str:
@@ -103,19 +114,45 @@ def _words(job: Job, dialect: Dialect) -> list[dict[str, Any]]:
     return [dialect.words[word](value) for word, value in used.items()]
 
 
-def _check_options(name: str, cls: type[ExecutionProvider], options: dict[str, Any]) -> None:
-    known = list(inspect.signature(cls).parameters)
-    for option in options:
+def _check_options(job: Job, dialect: Dialect, options: dict[str, Any]) -> None:
+    known = inspect.signature(dialect.provider).parameters
+    types = get_type_hints(dialect.provider.__init__)
+    words = {"worker-init", "count", *dialect.words}
+    for option, value in options.items():
         if option not in known:
-            close = difflib.get_close_matches(option, known, n=1)
+            close = difflib.get_close_matches(option, list(known), n=1)
             raise ConfigError(
-                f"Provider {name} has no option '{option}'.",
+                f"Provider {job.provider} has no option '{option}'.",
                 hint=f"Did you mean '{close[0]}'?" if close else f"It has {', '.join(known)}.",
             )
+        if (word := WORD_OF.get(option)) in words:
+            raise ConfigError(
+                f"The option '{option}' of provider {job.provider} is the site file's own word '{word}'.",
+                hint=f"Say `{word}: ...` beside `options`, and not in it.",
+            )
+        _check_type(job.provider, option, value, types.get(option, _type_of(known[option].default)))
     launcher = options.get("launcher")
     if "launcher" in options and not isinstance(launcher, Launcher):  # one of Parsl's objects, which no file can hold
-        words = " or ".join(f"`launcher: {word}`" for word in LAUNCHERS)
+        ours = " or ".join(f"`launcher: {word}`" for word in LAUNCHERS)
         raise ConfigError(
-            f"Options of provider {name} cannot name the launcher {launcher!r}.",
-            hint=f"On Slurm say {words} outside of options; elsewhere leave it out.",
+            f"Options of provider {job.provider} cannot name the launcher {launcher!r}.",
+            hint=f"On Slurm say {ours} outside of options; elsewhere leave it out.",
         )
+
+
+def _type_of(default: object) -> Any:
+    """Return what an argument should be of which only the default is known."""
+    kind = type(default)
+    return {type(None): Any, int: float}.get(kind, kind)  # a fraction of a 1 may do
+
+
+def _check_type(name: str, option: str, value: object, wanted: Any) -> None:
+    if isinstance(wanted, type) and issubclass(wanted, Launcher):
+        return
+    try:
+        TypeAdapter(wanted).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise ConfigError(
+            f"The option '{option}' of provider {name} cannot be {value!r}: {error.errors()[0]['msg'].lower()}.",
+            hint="What should be text stands in quotes: YAML reads 12:00:00 as a number.",
+        ) from None

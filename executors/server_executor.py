@@ -302,7 +302,7 @@ class ServerExecutor(SteadilyPolled, RepresentationMixin):  # type: ignore[misc]
 
     def _spec(self) -> ServerSpec:
         """Check and describe what the servers of this group serve."""
-        gpu = self.device.family == "gpu" and self.device.fidelity == "hardware"
+        gpu = self.device.is_gpu
         runtime = find_runtime(self.runtime, image=self.image, binary=self.binary, gpu=gpu)
         if isinstance(self.provider, LocalProvider) and not self.provider.worker_init:  # the node is this machine
             for problem in runtime.problems():

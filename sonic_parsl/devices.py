@@ -40,6 +40,11 @@ class Device:
     family: Family
     fidelity: Fidelity = "hardware"
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether its servers use a real GPU."""
+        return self.family == "gpu" and self.fidelity == "hardware"
+
 
 BUILT_IN: dict[str, Device] = {
     device.kind: device

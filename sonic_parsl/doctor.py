@@ -98,16 +98,20 @@ def _group(label: str, group: ServerGroup, settings: SiteFile) -> Iterator[Findi
     if group.static:
         yield from (Finding(ok, text) for ok, text in ask_static(label, group))
         return
-    gpu = settings.device(group.device).family == "gpu"
-    engine = runtime(group.runtime, image=group.image, binary=group.binary, gpu=gpu)
-    backends = None
-    # The wheel is in the user's cache, which nodes share; the others are whatever a node has.
-    if group.provider == "local" or (group.runtime == "wheel" and settings.shared_filesystem):
-        problems = engine.problems()
-        yield from _findings(problems, f"servers {label}: runtime {group.runtime}")
-        backends = None if problems else engine.backends()
+    backends, what = None, f"servers {label}: runtime {group.runtime}"
+    try:
+        gpu = settings.device(group.device).is_gpu
+        engine = runtime(group.runtime, image=group.image, binary=group.binary, gpu=gpu)
+    except ConfigError as error:
+        yield Finding(ok=False, text=f"{what}: {error}")
     else:
-        yield Finding(ok=True, text=f"servers {label}: runtime {group.runtime} is for the nodes to have; --probe looks")
+        # The wheel is in the user's cache, which nodes share; the others are whatever a node has.
+        if group.provider == "local" or (group.runtime == "wheel" and settings.shared_filesystem):
+            problems = engine.problems()
+            yield from _findings(problems, what)
+            backends = None if problems else engine.backends()
+        else:
+            yield Finding(ok=True, text=f"{what} is for the nodes to have; --probe looks")
     root = group.repository(site_file.packaged_models())
     yield from _findings(check(root, group.serve, backends=backends), f"servers {label}: models {root}")
 

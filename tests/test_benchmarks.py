@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.leaks import assert_nothing_is_left
+from tests.schedulers.apt import cannot
 
 ROOT = Path(__file__).parents[1]
 AS_ROOT = ("elasticity",)
@@ -55,7 +56,7 @@ def end(process: psutil.Popen) -> None:
 @pytest.mark.timeout(RUN_S + 60)
 def test_each_benchmark_writes_rows_of_the_same_form(name: str, rows: dict[str, Any]) -> None:
     if name not in RUN:
-        pytest.skip("only root can start a scheduler")
+        cannot("only root can start a scheduler")
     assert rows[name]
     for row in rows[name]:
         assert row.keys() == KEYS

@@ -46,7 +46,10 @@ class Needs:
 
     def lacking(self) -> tuple[str, ...]:
         """Return what this node lacks, a sentence each."""
-        found = runtime(self.runtime, image=self.image, binary=self.binary, gpu=self.gpu).problems()
+        try:
+            found = runtime(self.runtime, image=self.image, binary=self.binary, gpu=self.gpu).problems()
+        except ConfigError as error:
+            found = [str(error)]
         if self.repository is not None and not Path(self.repository).is_dir():
             found.append(f"The model repository {self.repository} is not there. Put it on a disk that all nodes see.")
         return tuple(found)

@@ -90,7 +90,6 @@ def condor(**words: Any) -> HTCondorProvider:
 
 def test_a_job_has_a_walltime_only_where_htcondor_was_told_of_one() -> None:
     assert walltime_of(condor()) is None
-    assert walltime_of(condor(options={"walltime": "02:00:00"})) is None
     assert walltime_of(condor(walltime="02:00:00")) == 7200
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -36,10 +37,10 @@ def test_every_word_for_a_provider_is_known() -> None:
 
 
 def test_options_go_to_parsl_under_kebab_case_or_its_own_names() -> None:
-    job = Job(provider="slurm", options={"nodes-per-block": 2, "walltime": "02:00:00", "partition": "gpu"})
+    job = Job(provider="slurm", options={"mem-per-node": 16, "cmd_timeout": 20, "qos": "short"})
     provider = make_provider(job, count=Count())
     assert isinstance(provider, SlurmProvider)
-    assert (provider.nodes_per_block, provider.walltime, provider.partition) == (2, "02:00:00", "gpu")
+    assert (provider.mem_per_node, provider.cmd_timeout, provider.qos) == (16, 20, "short")
 
 
 WORDS: dict[str, Any] = {
@@ -141,14 +142,53 @@ def test_a_server_of_one_device_does_not_take_the_node_unless_it_should() -> Non
     assert make_provider(Job(provider="slurm", options={"exclusive": True}), count=Count()).exclusive
 
 
-def test_options_win_over_the_count() -> None:
-    provider = make_provider(Job(options={"max-blocks": 7}), count=Count(min=1, max=3))
-    assert (provider.min_blocks, provider.max_blocks) == (1, 7)
+@pytest.mark.parametrize(
+    ("name", "option", "value", "word"),
+    [
+        ("slurm", "walltime", "02:00:00", "walltime"),
+        ("slurm", "nodes-per-block", 2, "nodes"),
+        ("slurm", "worker-init", "module load b", "worker-init"),
+        ("local", "max-blocks", 7, "count"),
+        ("gridengine", "queue", "long.q", "queue"),
+        ("htcondor", "walltime", "02:00:00", "walltime"),
+    ],
+)
+def test_what_a_site_file_has_a_word_for_is_no_option(name: Provider, option: str, value: object, word: str) -> None:
+    said = f"The option '{option.replace('-', '_')}' of provider {name} is the site file's own word '{word}'. Say "
+    with pytest.raises(ConfigError, match=re.escape(f"{said}`{word}: ...` beside `options`, and not in it.")):
+        make_provider(Job(provider=name, options={option: value}), count=Count())
+
+
+def test_nodes_of_a_batch_system_that_has_no_word_for_them_are_an_option() -> None:
+    assert make_provider(Job(provider="pbspro", options={"nodes-per-block": 2}), count=Count()).nodes_per_block == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "wanted"),
+    [
+        ("slurm", "clusters", ["a"], "string"),
+        ("slurm", "qos", 43200, "string"),
+        ("slurm", "exclusive", "yes", "boolean"),
+        ("local", "cmd-timeout", "soon", "number"),
+        ("gridengine", "scheduler-options", 12, "string"),
+        ("htcondor", "transfer-input-files", "a.root", "list"),
+    ],
+)
+def test_an_option_of_another_type_than_parsls_is_a_sentence(
+    name: Provider, option: str, value: object, wanted: str
+) -> None:
+    said = rf"The option '{option.replace('-', '_')}' of provider {name} cannot be .*: input should be a valid {wanted}"
+    with pytest.raises(ConfigError, match=said):
+        make_provider(Job(provider=name, options={option: value}), count=Count())
+
+
+def test_a_fraction_may_stand_where_parsl_has_a_one() -> None:
+    assert make_provider(Job(options={"parallelism": 0.5}), count=Count()).parallelism == 0.5
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_right_one() -> None:
-    with pytest.raises(ConfigError, match=r"Provider slurm has no option 'wall_time'\. Did you mean 'walltime'\?"):
-        make_provider(Job(provider="slurm", options={"wall-time": "1"}), count=Count())
+    with pytest.raises(ConfigError, match=r"Provider slurm has no option 'q_os'\. Did you mean 'qos'\?"):
+        make_provider(Job(provider="slurm", options={"q-os": "1"}), count=Count())
 
 
 def test_an_option_like_no_other_is_answered_with_all_there_are() -> None:

@@ -58,7 +58,6 @@ def test_a_walltime_that_nobody_says_is_a_problem(
         'Add `walltime: "HH:MM:SS"`, also where a request says it in the batch system\'s words.'
     )
     assert list(objections(kind.model_validate({"provider": provider, "walltime": "01:00:00"}))) == []
-    assert list(objections(kind.model_validate({"provider": provider, "options": {"walltime": "01:00:00"}}))) == []
 
 
 def test_jobs_of_htcondor_may_have_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,6 @@ def test_work_that_outlives_its_workers_jobs_goes_on_in_new_ones_and_loses_no_ch
     [
         ({"provider": "slurm", "partition": "cpu", "walltime": "04:00:00"}, 4 * 3600 - 600),
         ({"provider": "slurm", "partition": "cpu", "walltime": "00:30:00"}, 0.9 * 1800),
-        ({"provider": "slurm", "options": {"walltime": "00:30:00"}}, 0.9 * 1800),
         ({"provider": "htcondor", "request": "allowed_job_duration = 1800"}, 0.9 * 1800),
         ({"provider": "slurm", "partition": "cpu", "request": "--time=04:00:00"}, None),
         ({"provider": "htcondor"}, None),

@@ -231,9 +231,8 @@ def test_the_wheel_says_that_it_is_not_installed(monkeypatch: pytest.MonkeyPatch
 
 def test_the_wheel_is_for_the_cpu(installed: WheelInstallation) -> None:
     assert WheelRuntime().problems() == []
-    assert WheelRuntime(gpu=True).problems() == [
-        "The wheel runtime computes on the CPU only. Use the host or the apptainer runtime for GPUs."
-    ]
+    with pytest.raises(ConfigError, match=r"computes on the CPU only\. Use the host or the apptainer runtime for GPUs"):
+        runtime("wheel", gpu=True)
 
 
 # The machine's own -----------------------------------------------------------

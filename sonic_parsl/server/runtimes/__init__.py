@@ -53,10 +53,14 @@ def runtime(name: str, *, image: str | None = None, binary: str | None = None, g
     Raises
     ------
     ConfigError
-        No runtime has this name, or the image is missing.
+        No runtime has this name, it has no GPUs, or the image is missing.
     """
     if name == "wheel":
-        return WheelRuntime(gpu=gpu)
+        if gpu:
+            raise ConfigError(
+                "The wheel runtime computes on the CPU only.", hint="Use the host or the apptainer runtime for GPUs."
+            )
+        return WheelRuntime()
     if name == "host":
         return HostRuntime(binary=binary or "tritonserver", gpu=gpu)
     if name != "apptainer":

@@ -18,8 +18,6 @@ SHELL_SAFE = re.compile(r"[\w./+@%=:,~-]+")
 class WheelRuntime:
     """NVIDIA's own binary out of the nvidia-pytriton wheel, on the CPU."""
 
-    gpu: bool = False
-
     @property
     def name(self) -> str:
         """The name a site file has for it."""
@@ -28,8 +26,6 @@ class WheelRuntime:
     def problems(self) -> list[str]:
         """Return what is missing and how to get it."""
         found = install.machine_problems()
-        if self.gpu:
-            found.append("The wheel runtime computes on the CPU only. Use the host or the apptainer runtime for GPUs.")
         try:
             folder = install.find().folder
         except RuntimeMissingError as error:
