@@ -25,7 +25,7 @@ from benchmarks.recovery import time_lost
 from sonic_parsl import Model, load_site
 from sonic_parsl.client.retry import FLOOR_S
 from sonic_parsl.executors.site import Site
-from sonic_parsl.executors.worker_executor import WORKERS
+from sonic_parsl.executors.workers.worker_executor import WORKERS
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.protocol import ServerInfo
 from sonic_parsl.workflows.btag_ttbar import schema

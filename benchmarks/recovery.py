@@ -11,9 +11,9 @@ from parsl.providers import LocalProvider
 
 from benchmarks.harness import READY_S, Row, Timed, in_turns, script, serve, sooner
 from sonic_parsl.client.retry import FLOOR_S
-from sonic_parsl.executors.server_executor import ServerExecutor
+from sonic_parsl.executors.servers.server_executor import ServerExecutor
 from sonic_parsl.executors.site import Site
-from sonic_parsl.executors.worker_executor import WORKERS
+from sonic_parsl.executors.workers.worker_executor import WORKERS
 from sonic_parsl.pool.pool import ServerPool
 from tests.faults.far import Far, InNamespace, far_place
 from tests.leaks import wait_until

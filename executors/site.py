@@ -21,17 +21,17 @@ from typing_extensions import Self, override
 from sonic_parsl import repository
 from sonic_parsl import site as site_file
 from sonic_parsl.errors import ConfigError, DataError, PoolLostError, SonicError
-from sonic_parsl.executors.address_check import warn_of_loopback
-from sonic_parsl.executors.carried import equip_workers
-from sonic_parsl.executors.checkpointer import Checkpointer, model_digests
-from sonic_parsl.executors.coffea_executor import CoffeaExecutor
+from sonic_parsl.executors.batch.carried import equip_workers
+from sonic_parsl.executors.batch.providers import make_provider
+from sonic_parsl.executors.checks.address_check import warn_of_loopback
+from sonic_parsl.executors.checks.port_check import check_ports
+from sonic_parsl.executors.chunks.checkpointer import Checkpointer, model_digests
+from sonic_parsl.executors.chunks.coffea_executor import CoffeaExecutor
 from sonic_parsl.executors.keeper import Keeper
-from sonic_parsl.executors.port_check import check_ports
-from sonic_parsl.executors.providers import make_provider
 from sonic_parsl.executors.run_logs import close_log, log_to, parsl_log_handlers
 from sonic_parsl.executors.same_models import compare_models
-from sonic_parsl.executors.server_executor import ServerExecutor
-from sonic_parsl.executors.worker_executor import WorkerExecutor, workers_of
+from sonic_parsl.executors.servers.server_executor import ServerExecutor
+from sonic_parsl.executors.workers.worker_executor import WorkerExecutor, workers_of
 from sonic_parsl.pool import named
 from sonic_parsl.pool.attached import AttachedPool
 from sonic_parsl.pool.pool import ServerPool

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sonic_parsl.columns.specs import Mask, Output, Padded
     from sonic_parsl.errors import SonicError
-    from sonic_parsl.executors.server_executor import ServerExecutor
+    from sonic_parsl.executors.servers.server_executor import ServerExecutor
     from sonic_parsl.executors.site import load_site
-    from sonic_parsl.executors.worker_executor import WorkerExecutor
+    from sonic_parsl.executors.workers.worker_executor import WorkerExecutor
     from sonic_parsl.model import Model
     from sonic_parsl.pool.pool import ServerPool
     from sonic_parsl.protocol import VERSION as __version__  # noqa: N811 - the name Python knows
@@ -34,10 +34,10 @@ _HOMES = {
     "Model": "model:Model",
     "Output": "columns.specs:Output",
     "Padded": "columns.specs:Padded",
-    "ServerExecutor": "executors.server_executor:ServerExecutor",
+    "ServerExecutor": "executors.servers.server_executor:ServerExecutor",
     "ServerPool": "pool.pool:ServerPool",
     "SonicError": "errors:SonicError",
-    "WorkerExecutor": "executors.worker_executor:WorkerExecutor",
+    "WorkerExecutor": "executors.workers.worker_executor:WorkerExecutor",
     "__version__": "protocol:VERSION",
     "load_site": "executors.site:load_site",
 }

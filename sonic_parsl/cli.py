@@ -37,7 +37,7 @@ def _debug(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 DEBUG = "sonic_parsl.debug"
 OURS = "sonic_parsl"
-ADVICE = ("sonic_parsl.executors.address_check", "sonic_parsl.executors.same_models")
+ADVICE = ("sonic_parsl.executors.checks.address_check", "sonic_parsl.executors.same_models")
 """Their warnings have to be read before a run has waited."""
 with_version = click.version_option(VERSION, prog_name="sonic-parsl")
 with_debug = click.option(

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from sonic_parsl import site as site_file
 from sonic_parsl.errors import ConfigError, SonicError
-from sonic_parsl.executors.address_check import loopback_problem
-from sonic_parsl.executors.dialects import DIALECTS
-from sonic_parsl.executors.probe import probe
-from sonic_parsl.executors.rehearsal import objections, silence
-from sonic_parsl.executors.static_check import ask_static
+from sonic_parsl.executors.batch.dialects import DIALECTS
+from sonic_parsl.executors.checks.address_check import loopback_problem
+from sonic_parsl.executors.checks.probe import probe
+from sonic_parsl.executors.checks.rehearsal import objections, silence
+from sonic_parsl.executors.checks.static_check import ask_static
 from sonic_parsl.repository import check
 from sonic_parsl.server.runtimes import runtime
 from sonic_parsl.site import Job, ServerGroup, SiteFile

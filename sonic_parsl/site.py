@@ -57,7 +57,7 @@ def _as_list(value: object) -> object:
 
 
 WORDS = ("partition", "queue", "nodes", "walltime", "account", "request", "launcher")
-"""Of a job, said by each batch system in its own way; see :mod:`sonic_parsl.executors.dialects`."""
+"""Of a job, said by each batch system in its own way; see :mod:`sonic_parsl.executors.batch.dialects`."""
 
 
 class Job(Section):

@@ -88,10 +88,10 @@ POOL_WORDS = (
     "sonic_parsl.server",
     "sonic_parsl.pool",
     "server/guard.py",
-    "executors/undertaker.py",
+    "executors/batch/undertaker.py",
 )
 """Command lines of what a pool consists of."""
-PARSL_WORDS = (TITLE, "executors.interchange", "worker_pool", "multiprocessing.spawn")
+PARSL_WORDS = (TITLE, "executors.workers.interchange", "worker_pool", "multiprocessing.spawn")
 
 
 def left_processes() -> list[psutil.Process]:

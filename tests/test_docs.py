@@ -92,7 +92,7 @@ def parse(arguments: list[str]) -> None:
     command: click.Command = main
     context: click.Context | None = None
     while isinstance(command, click.Group):
-        context = click.Context(command, parent=context, info_name=command.name)
+        context = click.Context(command, parent=context, info_name=command.name, **command.context_settings)
         options, arguments, _ = command.make_parser(context).parse_args(list(arguments))
         if not arguments or options.keys() & {"help", "version"}:
             return

@@ -75,13 +75,13 @@ def test_the_sdist_holds_no_links_and_the_tests(dist: Path) -> None:
         members = archive.getmembers()
     assert not [member.name for member in members if member.issym() or member.islnk()]
     inside = {member.name.partition("/")[2] for member in members}
-    assert {"tests/test_packaging.py", "executors/server_executor.py", "configs/local.yaml", "LICENSE"} < inside
+    assert {"tests/test_packaging.py", "executors/servers/server_executor.py", "configs/local.yaml", "LICENSE"} < inside
     assert not [name for name in inside if name.startswith("sonic_parsl/executors")]
 
 
 INSTALLED = """
 import pathlib, sys
-import sonic_parsl, sonic_parsl.executors.block_book, sonic_parsl.workflows.inputs, sonic_parsl.site
+import sonic_parsl, sonic_parsl.executors.servers.block_book, sonic_parsl.workflows.inputs, sonic_parsl.site
 from sonic_parsl.repository import check
 home = pathlib.Path(sys.prefix)
 for module in (sonic_parsl, sonic_parsl.executors, sonic_parsl.workflows, sonic_parsl.configs):

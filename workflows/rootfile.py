@@ -8,7 +8,7 @@ from pathlib import Path
 import uproot
 
 from sonic_parsl.errors import DataError
-from sonic_parsl.executors.explain import COPY_AGAIN, near, reason
+from sonic_parsl.executors.chunks.explain import COPY_AGAIN, near, reason
 
 BIG_FILE = 1_000_000
 """ROOT's version numbers from here on mean that positions in the file have 8 bytes."""

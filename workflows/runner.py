@@ -12,7 +12,7 @@ import coffea.util
 from coffea.processor import Runner
 
 from sonic_parsl.errors import ConfigError, DataError
-from sonic_parsl.executors.explain import explain
+from sonic_parsl.executors.chunks.explain import explain
 from sonic_parsl.executors.pool_line import PoolLine
 from sonic_parsl.executors.site import Site
 from sonic_parsl.report import Report

@@ -16,7 +16,7 @@ from parsl.executors.high_throughput.errors import WorkerLost
 from parsl.jobs.errors import TooManyJobFailuresError
 
 from sonic_parsl.errors import PoolError, PoolLostError
-from sonic_parsl.executors.explain import parsl_explained
+from sonic_parsl.executors.chunks.explain import parsl_explained
 from sonic_parsl.pool.failures import LINES, tell
 from sonic_parsl.pool.pool import ServerPool
 from tests.bad_input.conftest import PACKAGED, assert_says

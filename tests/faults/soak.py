@@ -92,7 +92,11 @@ FAULTS: list[Fault] = [
     ("SIGKILL of a model's process", lambda: our_processes("triton_python_backend_stub"), kill),
     ("SIGKILL of an agent", agents, kill),
     ("SIGKILL of a worker", lambda: workers()[:WORKERS], kill),
-    ("SIGKILL of the workers' pool", lambda: our_processes("python3 -m sonic_parsl.executors.worker_pool"), kill),
+    (
+        "SIGKILL of the workers' pool",
+        lambda: our_processes("python3 -m sonic_parsl.executors.workers.worker_pool"),
+        kill,
+    ),
     ("SIGTERM of an agent", agents, ask_to_end),
     (REGISTRY, lambda: our_processes("sonic_parsl.pool.registry"), kill),
     ("SIGSTOP of Triton", tritons, stop_for_a_while),

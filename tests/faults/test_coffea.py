@@ -16,7 +16,7 @@ from typing_extensions import override
 
 import sonic_parsl as sonic
 from sonic_parsl.errors import PoolLostError
-from sonic_parsl.executors.checkpointer import Checkpointer, key_of
+from sonic_parsl.executors.chunks.checkpointer import Checkpointer, key_of
 from sonic_parsl.executors.site import Site
 from sonic_parsl.workflows import btag_ttbar
 from sonic_parsl.workflows.generate import generate

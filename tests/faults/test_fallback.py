@@ -12,7 +12,7 @@ import pytest
 
 import sonic_parsl as sonic
 from sonic_parsl.errors import PoolLostError
-from sonic_parsl.executors.checkpointer import model_digests
+from sonic_parsl.executors.chunks.checkpointer import model_digests
 from sonic_parsl.executors.site import Site
 from sonic_parsl.pool import named
 from tests.faults.runs import Analysis, agents, wait_at, wait_whole, write_site

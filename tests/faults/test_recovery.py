@@ -42,7 +42,9 @@ VICTIMS: dict[str, Callable[[Ground], psutil.Process]] = {
     "the agent": lambda _: agents()[0],
     "the registry": registry,
     "a worker": lambda _: workers()[0],
-    "all workers, with what starts them": lambda _: our_processes("python3 -m sonic_parsl.executors.worker_pool")[0],
+    "all workers, with what starts them": lambda _: our_processes(
+        "python3 -m sonic_parsl.executors.workers.worker_pool"
+    )[0],
 }
 
 

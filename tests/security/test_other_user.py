@@ -19,7 +19,7 @@ from parsl.providers import LocalProvider
 import sonic_parsl as sonic
 from sonic_parsl.credentials import block_name, client_name
 from sonic_parsl.errors import PoolError
-from sonic_parsl.executors.server_executor import ServerExecutor
+from sonic_parsl.executors.servers.server_executor import ServerExecutor
 from sonic_parsl.executors.site import Site
 from sonic_parsl.pool.authority import CertificateAuthority
 from sonic_parsl.pool.pool import ServerPool

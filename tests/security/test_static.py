@@ -19,7 +19,7 @@ from sonic_parsl import kserve
 from sonic_parsl.client.session import Session
 from sonic_parsl.credentials import Credentials, Peer
 from sonic_parsl.errors import PoolLostError
-from sonic_parsl.executors.server_executor import ServerExecutor
+from sonic_parsl.executors.servers.server_executor import ServerExecutor
 from sonic_parsl.pool.authority import CertificateAuthority
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.poolref import PoolRef, StaticServer

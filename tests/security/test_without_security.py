@@ -9,7 +9,7 @@ from parsl.providers import LocalProvider
 
 import sonic_parsl as sonic
 from sonic_parsl.errors import ConfigError
-from sonic_parsl.executors.server_executor import ServerExecutor
+from sonic_parsl.executors.servers.server_executor import ServerExecutor
 from sonic_parsl.pool.pool import ServerPool
 from tests.leaks import PARSL_WORDS, our_processes
 from tests.server.agents import MODELS

@@ -1,0 +1,1 @@
+"""Servers as the blocks of a Parsl executor."""
