@@ -33,17 +33,18 @@ class OwnThread(Generic[T]):
         self._outcome: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
         self._futures: set[Future[Any]] = set()
         self._interrupted = False
+        self._is_over = threading.Event()
 
     def result(self) -> T:
         """Run it; return what it returns, raise what it raises, and let it end where this thread is interrupted."""
         context = contextvars.copy_context()
         thread = threading.Thread(target=context.run, args=(self._run,), name="sonic-parsl-run", daemon=True)
-        thread.start()
         try:
+            thread.start()  # waits, too
             result, error = self._outcome.get()
         except BaseException:
             self._interrupt()
-            thread.join(LAST_S)
+            self._is_over.wait(LAST_S)
             raise
         if error is not None:
             raise error
@@ -69,6 +70,8 @@ class OwnThread(Generic[T]):
             self._outcome.put((None, error))
         else:
             self._outcome.put(outcome)
+        finally:
+            self._is_over.set()
 
     def _interrupt(self) -> None:
         self._interrupted = True

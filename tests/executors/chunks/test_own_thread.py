@@ -13,6 +13,7 @@ from contextvars import ContextVar
 import pytest
 
 from sonic_parsl.executors.chunks.own_thread import Interrupted, OwnThread
+from tests.leaks import wait_until
 
 
 @contextmanager
@@ -34,8 +35,12 @@ def ctrl_c_once(begun: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def threads_left() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "sonic-parsl-run"]
+
+
 def assert_no_thread_is_left() -> None:
-    assert not [thread for thread in threading.enumerate() if thread.name == "sonic-parsl-run"]
+    wait_until(lambda: not threads_left(), 10, what=threads_left)  # it ends soon after it said so
 
 
 def test_what_it_returns_and_raises_comes_through_and_it_sees_the_callers_context() -> None:
@@ -95,6 +100,25 @@ def test_ctrl_c_ends_it(work: Callable[[Callable[[], OwnThread[None]], threading
         run.result()
     assert len(ended) == 1
     assert_no_thread_is_left()
+
+
+def test_ctrl_c_at_its_very_beginning_ends_it() -> None:
+    main = threading.get_ident()
+
+    def work(run: Callable[[], OwnThread[None]]) -> None:
+        signal.pthread_kill(main, signal.SIGINT)  # the main thread may still wait for this one to start
+        while True:
+            run().launching(never)()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for _ in range(50):
+            run: OwnThread[None] = OwnThread(lambda: work(lambda: run))  # noqa: B023
+            with pytest.raises(KeyboardInterrupt):
+                run.result()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    wait_until(lambda: not threads_left(), 10)
 
 
 def test_a_task_that_ends_after_ctrl_c_is_nobodys() -> None:
