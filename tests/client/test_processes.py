@@ -71,12 +71,34 @@ record = pending.ledger.record()
 assert sum(share.rows for share in record.servers.values()) == 6400
 """
 
+A_CHANNEL_THAT_GARBAGE_HOLDS = """
+import asyncio
+import gc
+from sonic_parsl.client import forks
+from sonic_parsl.credentials import Peer
+from sonic_parsl.rpc import open_channel
 
-@pytest.mark.parametrize(
-    "script",
-    [EXIT_WITH_CALLS_PENDING, FORKED_WORKERS, READ_IN_THE_WRONG_PROCESS, MANY_FORKS],
-    ids=["exit with calls pending", "forked workers", "read in the wrong process", "many forks"],
-)
+async def leave():
+    kept = [open_channel(Peer("127.0.0.1:1"))]
+    kept.append(kept)
+
+gc.disable()
+asyncio.run(leave())
+assert forks._running()
+forks.wait_for_grpc_threads()
+assert not forks._running()
+"""
+
+SCRIPTS = {
+    "exit with calls pending": EXIT_WITH_CALLS_PENDING,
+    "forked workers": FORKED_WORKERS,
+    "read in the wrong process": READ_IN_THE_WRONG_PROCESS,
+    "many forks": MANY_FORKS,
+    "a channel that garbage holds": A_CHANNEL_THAT_GARBAGE_HOLDS,
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
 def test_a_process_may_end_and_fork_without_a_word(
     registry: Registry, pair: list[Server], tmp_path: Path, script: str
 ) -> None:
