@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -48,6 +49,12 @@ def _starts_a_scheduler(path: Path) -> bool:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     """Share tests out among processes; see ``make test``."""
     return ByFile(config, log)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_garbage_holds_grpc() -> None:
+    """What former tests left of gRPC is gone: a job that is submitted while it is there may fail in the fork."""
+    gc.collect()
 
 
 @pytest.fixture(autouse=True, scope="session")
