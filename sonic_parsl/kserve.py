@@ -32,6 +32,8 @@ from sonic_parsl.status import translate
 Array = npt.NDArray[Any]
 
 SERVICE = "inference.GRPCInferenceService"
+DESCRIPTION_BYTES = 2**10
+"""Of an output's name, type and shape; descriptions no longer than this are remembered."""
 NO_BATCH_LIMIT = 2**31 - 1
 """Batch size of a server that tells no limit."""
 
@@ -166,13 +168,25 @@ def _view(data: bytes, entry: tuple[str, str, tuple[int, ...]], span: tuple[int,
     return np.frombuffer(data, dtype, count, span[0]).reshape(shape) if count else np.empty(shape, dtype)
 
 
-@lru_cache(maxsize=1024)
 def _described(data: bytes) -> tuple[str, str, tuple[int, ...]]:
+    # A long one holds the numbers themselves, which is an error: nothing to keep.
+    return _known_description(data) if len(data) <= DESCRIPTION_BYTES else _description(data)
+
+
+def _description(data: bytes) -> tuple[str, str, tuple[int, ...]]:
     try:
         tensor = service_pb2.ModelInferResponse.InferOutputTensor.FromString(data)
     except DecodeError:
         raise ResponseError("The server's answer is damaged: the description of an output cannot be read.") from None
+    if tensor.HasField("contents"):
+        raise ResponseError(
+            f"The server's answer has output '{tensor.name}' in typed `contents`.",
+            hint="Let it answer in `raw_output_contents`, as Triton does.",
+        )
     return tensor.name, tensor.datatype, tuple(tensor.shape)
+
+
+_known_description = lru_cache(maxsize=1024)(_description)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int, int]]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from tritonclient.grpc import service_pb2
 
+from sonic_parsl import kserve
 from sonic_parsl.errors import (
     DeadlineError,
     InputError,
@@ -39,6 +40,16 @@ def response(tensors: dict[str, Array], *, shape: list[int] | None = None, datat
         message.outputs.add(name=name, datatype=datatype or DATATYPES[array.dtype], shape=shape or array.shape)
         message.raw_output_contents.append(array.tobytes())
     return bytes(message.SerializeToString())
+
+
+def test_an_answer_in_typed_contents_is_an_error_that_says_so_and_is_not_remembered() -> None:
+    message = service_pb2.ModelInferResponse(model_name="m")
+    output = message.outputs.add(name="y", datatype="FP32", shape=[1000])
+    output.contents.fp32_contents.extend([1.0] * 1000)
+    remembered = kserve._known_description.cache_info().currsize
+    with pytest.raises(ResponseError, match=r"has output 'y' in typed `contents`.*answer in `raw_output_contents`"):
+        unpack(message.SerializeToString(), ["y"])
+    assert kserve._known_description.cache_info().currsize == remembered
 
 
 @given(tensors=st.dictionaries(NAMES, ARRAYS, min_size=1, max_size=3), outputs=st.lists(NAMES), request_id=NAMES)

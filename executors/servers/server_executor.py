@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -222,16 +222,17 @@ class ServerExecutor(SteadilyPolled, RepresentationMixin):  # type: ignore[misc]
             if self._closing:
                 return
             self._closing = True
-        with closing(self.undertaker):
+        with ExitStack() as steps:  # from the last to the first, each whatever becomes of the others
+            steps.callback(self.undertaker.close)
+            steps.callback(super().shutdown)
+            steps.callback(self.pool.leave, self)
+            steps.callback(shutil.rmtree, self._models_path, ignore_errors=True)
             with self._lock:
                 self._cancel([block_id for block_id in self.blocks_to_job_id if not self._book.has_ended(block_id)])
             self.pool.wait_for(
                 lambda table: not any(entry.info.group == self.label for entry in table.servers),
                 self.drain_s + SHUTDOWN_SLACK_S,
             )
-            shutil.rmtree(self._models_path, ignore_errors=True)
-            self.pool.leave(self)
-            super().shutdown()
 
     # Parsl polls it -----------------------------------------------------------
 

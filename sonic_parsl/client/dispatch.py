@@ -105,7 +105,7 @@ class Dispatcher:
 
     def discard(self, job: Job) -> None:
         """Drop a call that its reader cancelled."""
-        self._jobs.discard(job)
+        self._retire(job)
         job.discard()
 
     def update(self, table: ServerTable) -> None:
@@ -123,7 +123,7 @@ class Dispatcher:
                 self._links[server_id] = Link(entry, self._ref)
         for job in tuple(self._jobs):
             if hopeless := self._nobody(job):
-                self._jobs.discard(job)
+                self._retire(job)
                 self._give_up(job, hopeless)
         self._check_stranded()
         self._pump()
@@ -307,8 +307,17 @@ class Dispatcher:
         return bool(fallback and fallback.patient) and not any(job.key in x.offers for x in self._links.values())
 
     def _end(self, job: Job, error: SonicError) -> None:
-        self._jobs.discard(job)
+        self._retire(job)
         job.fail(error)
+
+    def _retire(self, job: Job) -> None:
+        """Keep nothing of a call that is about to end: there may be no server for long, and many such calls."""
+        self._jobs.discard(job)
+        lane = self._lanes.get(job.key)
+        if lane is not None:
+            lane.again = [request for request in lane.again if request.job is not job]
+            if job in lane.jobs:
+                lane.jobs.remove(job)
 
     def _recall_all(self, link: Link) -> None:
         """Cancel what is in flight to a server; it goes to the next one at once."""
@@ -341,7 +350,7 @@ class Dispatcher:
             if self._may_wait(job):
                 job.deadline = now + STRANDED_S
             else:
-                self._jobs.discard(job)
+                self._retire(job)
                 job.expire(states(self._table))
         if self._jobs:
             self._wake_at(min(job.deadline for job in self._jobs))

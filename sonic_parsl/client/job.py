@@ -171,6 +171,9 @@ class Job:
         for request in tuple(self.in_flight):
             if request.task and request.task is not asyncio.current_task():
                 request.task.cancel()
+        # Requests hold their job: with them it, and the outputs that came, would stay until a collection.
+        self.waiting.clear()
+        self.in_flight.clear()
         self.tensors = {}
 
 

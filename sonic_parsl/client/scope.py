@@ -133,10 +133,16 @@ def chunk_scope(ref: PoolRef | None, chunk: Chunk | None) -> Iterator[Scope]:
         _current.reset(token)
 
 
-def set_default_pool(ref: PoolRef | None) -> Scope:
-    """Set the pool that this process asks outside of scopes that name one; return the scope of such calls."""
+def set_default_pool(ref: PoolRef | None, calls: Scope | None = None) -> Scope:
+    """Set the pool that this process asks outside of scopes that name one; return the scope of such calls.
+
+    Parameters
+    ----------
+    calls
+        The scope to count them in; a new one by default.
+    """
     global _default_pool, _outside
-    _default_pool, _outside = ref, Scope()
+    _default_pool, _outside = ref, calls or Scope()
     return _outside
 
 

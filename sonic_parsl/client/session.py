@@ -52,7 +52,7 @@ class Session:
         self._table: ServerTable | None = None
         self._seen: dict[str, ServerEntry] = {}
         self._problem: PoolError | None = None
-        self._closed = False
+        self._closed = self._is_over = False
         self._resume = False
         self._woken = False
         self._used: dict[tuple[str, str], tuple[ServedModel, str]] = {}
@@ -190,6 +190,7 @@ class Session:
             self._closed = True
             self._stop_thread()
         self._on_lost(_closed())
+        self._is_over = True
         self._drain_inbox()
         if self._local is not None:
             self._local.close(_closed())
@@ -274,7 +275,7 @@ class Session:
             # A loop that has just ended raises; the next one begins by reading the inbox.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._drain_inbox)
-        if self._closed:
+        if self._is_over:  # not before: while the loop runs, the inbox is its
             self._drain_inbox()
 
     def _ended(self, job: Job | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import awkward as ak
@@ -31,10 +31,13 @@ class Rows:
         List layouts around the rows, outermost first.
     layout
         One entry a row: records, or lists of records.
+    walked
+        Where ways inside the row lead that were walked before: fields of one record have theirs in common.
     """
 
     axes: tuple[Layout, ...]
     layout: Layout
+    walked: dict[tuple[str, ...], tuple[list[Layout], Layout]] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -91,22 +94,30 @@ def locate(rows: Rows, name: str) -> tuple[list[Layout], Layout]:
     InputError
         There is no such field, or a list or record on the way is missing.
     """
-    lists, layout = _enter(rows.layout, "The rows")
-    walked: list[str] = []
-    for part in name.split("."):
-        if layout.is_unknown:
-            return lists, layout
-        if not _beneath(layout).is_record or part not in layout.fields:
-            raise _no_field(name, walked, layout)
-        walked.append(part)
-        more, layout = _enter(layout[part], f"Field '{'.'.join(walked)}'")
-        lists += more
-    return lists, layout
+    way = tuple(name.split("."))
+    return _step(way, _walk(rows, way[:-1], name), name)
 
 
-def _no_field(name: str, walked: list[str], layout: Layout) -> InputError:
-    where = f"Field '{'.'.join(walked)}'" if walked else "The array"
-    part = name.split(".")[len(walked)]
+def _walk(rows: Rows, way: tuple[str, ...], name: str) -> tuple[list[Layout], Layout]:
+    if way not in rows.walked:
+        found = _step(way, _walk(rows, way[:-1], name), name) if way else _enter(rows.layout, "The rows")
+        rows.walked[way] = found
+    return rows.walked[way]
+
+
+def _step(way: tuple[str, ...], before: tuple[list[Layout], Layout], name: str) -> tuple[list[Layout], Layout]:
+    lists, layout = before
+    if layout.is_unknown:
+        return before
+    if not _beneath(layout).is_record or way[-1] not in layout.fields:
+        raise _no_field(name, way, layout)
+    more, layout = _enter(layout[way[-1]], f"Field '{'.'.join(way)}'")
+    return lists + more, layout
+
+
+def _no_field(name: str, way: tuple[str, ...], layout: Layout) -> InputError:
+    part = way[-1]
+    where = f"Field '{'.'.join(way[:-1])}'" if way[1:] else "The array"
     near = difflib.get_close_matches(part, layout.fields, n=NEAR)
     more = ", ..." if len(layout.fields) > KNOWN else ""
     known = ", ".join(layout.fields[:KNOWN]) + more or f"only {_kind(layout)}"

@@ -108,10 +108,30 @@ class PoolView(ABC):
         """Let models that this process calls find the pool, and processes it starts."""
         os.environ[POOL_ENV] = str(self.ref_path)
         self.own_calls = set_default_pool(self.ref)
+        _told.append((self, self.ref))
 
     def _untell_this_process(self, ref: PoolRef | None) -> None:
-        set_default_pool(None)
+        """Let what this process calls find the pool that it was told of before, if that is still there."""
+        was_last = bool(_told) and _told[-1][0] is self
+        _told[:] = [(pool, its) for pool, its in _told if pool is not self]
+        if was_last:
+            _tell_again(self)
         if ref is not None:
             close_session(ref)
-        if os.environ.get(POOL_ENV) == str(self.ref_path):
+
+
+_told: list[tuple[PoolView, PoolRef]] = []
+"""Pools that this process was told of, the one that its calls ask last."""
+
+
+def _tell_again(former: PoolView) -> None:
+    is_its_own = os.environ.get(POOL_ENV) == str(former.ref_path)
+    if not _told:
+        set_default_pool(None)
+        if is_its_own:
             del os.environ[POOL_ENV]
+        return
+    pool, ref = _told[-1]
+    set_default_pool(ref, pool.own_calls)
+    if is_its_own:
+        os.environ[POOL_ENV] = str(pool.ref_path)

@@ -74,7 +74,8 @@ class Guard:
 
     def forget(self, group: int) -> None:
         """Let it leave a group alone that is gone: its number may be another's by then."""
-        self._tell(-group)
+        with suppress(BrokenPipeError):  # it was killed, and does nothing to anybody
+            self._tell(-group)
 
     def dismiss(self) -> None:
         """Let it do what is left to do, and wait for its end; may be called twice."""

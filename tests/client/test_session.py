@@ -78,6 +78,28 @@ def test_outputs_are_freed_as_soon_as_their_reader_lets_them_go(
         gc.enable()
 
 
+def test_nothing_is_kept_of_calls_that_end_while_there_is_no_server(
+    registry: Registry, session: Session, pair: list[Server], wait_for: Callable[..., None]
+) -> None:
+    registry.show(pair[0].entry())
+    model = session.served("identity")
+    registry.show(pair[0].entry("draining"))
+    wait_for(lambda: session.table and not session.table.ready)
+
+    def ask(deadline_s: float) -> weakref.ref[Any]:
+        call = session.submit(model, {"INPUT0": rows_of(5000)}, rows=5000, deadline_s=deadline_s)
+        if deadline_s > 1:
+            call.cancel()
+        return weakref.ref(call)
+
+    gc.disable()
+    try:
+        alive = [ask(deadline_s) for deadline_s in [0.2] * 5 + [60.0] * 5]
+        wait_for(lambda: not any(ref() is not None for ref in alive))
+    finally:
+        gc.enable()
+
+
 def test_no_rows_make_no_request_and_have_the_right_type(
     registry: Registry, session: Session, pair: list[Server]
 ) -> None:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 import psutil
 import pytest
 
+from sonic_parsl.client.scope import current_pool, current_scope
 from sonic_parsl.errors import ConfigError, ModelMismatchError, PoolError, PoolLostError
 from sonic_parsl.pool import pool as pool_module
 from sonic_parsl.pool.pool import ServerPool
@@ -128,7 +129,7 @@ def test_it_ends_within_seconds_and_leaves_nothing(tmp_path: Path) -> None:
     assert time.monotonic() - start < GONE_S
     assert not registry.is_running()
     assert not is_listening(address)
-    assert POOL_ENV not in os.environ
+    assert os.environ.get(POOL_ENV) != str(pool.ref_path)
     assert not pool.run_dir.exists()
     assert pool.table.lost is None
     pool.close()
@@ -298,7 +299,7 @@ def test_a_registry_that_ends_again_and_again_is_the_end_of_the_pool(
         with pytest.raises(PoolLostError, match=r"The pool is lost: the registry ended by itself \(exit code -9\)"):
             pool.wait_ready(timeout_s=60.0)
         pool.drain("anybody", "it hears nothing any more")
-    assert POOL_ENV not in os.environ
+    assert os.environ.get(POOL_ENV) != str(pool.ref_path)
     assert not pool.run_dir.exists()
 
 
@@ -391,3 +392,19 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     folder.chmod(0o755)
     with ServerPool(run_dir=folder) as pool:
         assert pool.ref_path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["the first", "the second"])
+def test_of_two_pools_the_one_that_is_left_is_asked_and_counts_its_calls(first: int, tmp_path: Path) -> None:
+    before = os.environ.get(POOL_ENV)
+    pools = [ServerPool(run_dir=tmp_path / name) for name in ("one", "two")]
+    for pool in pools:
+        pool.start()
+    refs = [pool.ref for pool in pools]
+    assert (current_pool(), current_scope()) == (refs[1], pools[1].own_calls)
+    pools[first].close()
+    left = 1 - first
+    assert (current_pool(), current_scope()) == (refs[left], pools[left].own_calls)
+    assert os.environ[POOL_ENV] == str(pools[left].ref_path)
+    pools[left].close()
+    assert os.environ.get(POOL_ENV) == before

@@ -14,6 +14,7 @@ import pytest
 from parsl.config import Config
 from parsl.executors import HighThroughputExecutor
 from parsl.providers import LocalProvider
+from typing_extensions import override
 
 from sonic_parsl.errors import ConfigError, PoolLostError, RepositoryError
 from sonic_parsl.executors.servers.server_executor import ServerExecutor
@@ -53,6 +54,25 @@ def loaded(executors: list[Any], folder: Path, *, strategy: str | None = "simple
         for handler in handlers:  # Parsl lets go of its log file without closing it
             handler.close()
         assert_nothing_is_left()
+
+
+class Mute(LocalProvider):  # type: ignore[misc]
+    """Does not answer when jobs are to be cancelled."""
+
+    @override
+    def cancel(self, job_ids: list[Any]) -> list[bool]:
+        raise TimeoutError(f"no answer about {len(job_ids)} job")
+
+
+def test_a_batch_system_that_does_not_answer_at_the_end_keeps_no_pool(tmp_path: Path) -> None:
+    pool = ServerPool(run_dir=tmp_path / "pool")
+    executor = servers(pool, provider=Mute())
+    executor.run_dir, executor.provider.script_dir = str(tmp_path), str(tmp_path)
+    executor.start()
+    with pytest.raises(TimeoutError, match="no answer about 1 job"):
+        executor.shutdown()
+    assert not pool.ref_path.exists()
+    assert_nothing_is_left(30)  # the job's server ends by itself: nobody renews its lease
 
 
 @parsl.python_app  # type: ignore[untyped-decorator]
