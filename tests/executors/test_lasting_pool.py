@@ -104,7 +104,11 @@ def test_who_is_attached_when_it_ends_is_told_why_and_how_to_start_it_again(
             monkeypatch.setattr(lasting_pool, "BEFORE_EXPIRY_S", 2 * authority.VALID.total_seconds())
 
     idle_s = 1.0 if kind == "idle" else 600.0  # shorter than a server's start, which does not count
-    why = keep_pool("mine", site, models=None, idle_s=idle_s, console=Console(file=io.StringIO()), on_up=attach)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # who started the tests may have it ignored
+    try:
+        why = keep_pool("mine", site, models=None, idle_s=idle_s, console=Console(file=io.StringIO()), on_up=attach)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert why == WHY[kind]
     (one,) = attached
     seen, said = one.communicate(timeout=60)[0].splitlines()
