@@ -93,6 +93,7 @@ class Site:
         self._static: tuple[StaticServer, ...] = ()
         self.run_dir = (run_dir or runs_of(settings) / uuid.uuid4().hex[:12]).absolute()
         self.pool = _own_pool(settings, self.run_dir) if attach_to is None else AttachedPool(attach_to)
+        self._executors: tuple[WorkerExecutor | ServerExecutor, ...] = ()
         self._keeper = Keeper(start=self._start, stop=self._stop)
 
     @override
@@ -191,9 +192,10 @@ class Site:
         self._log_handler = log_to(self.run_dir / "sonic-parsl.log")
         put_own_bin_on_path()
         check_ports(self.settings)
+        self._executors = (*self._worker_executors(), *self._server_executors())
         config = self._config()
         warn_of_loopback(self.settings)
-        for executor in config.executors:
+        for executor in self._executors:
             if isinstance(executor, ServerExecutor):
                 executor.check()  # a Parsl that fails half-way in its start cannot be cleaned up
         if isinstance(self.pool, ServerPool) and self.pool.fallback is not None:
@@ -202,20 +204,12 @@ class Site:
             self.pool.join(self)  # also where no group has jobs
         else:
             self.pool.start()
-        for workers in config.executors:
+        for workers in self._executors:
             if isinstance(workers, WorkerExecutor) and not self.settings.shared_filesystem:
                 ref, path = self.pool.ref, self.pool.ref_path
                 equip_workers(workers, self.run_dir, pool=path, inputs=self._inputs, fallback=ref.fallback)
         self._static = self.pool.ref.static  # the report is asked for when the pool has ended, too
-        self._load(config)
-
-    def _load(self, config: Config) -> None:
-        try:
-            self.dfk = parsl.load(config)
-        except BaseException:
-            for executor in config.executors:  # those that had started when another one failed have jobs
-                executor.undertaker.close()
-            raise
+        self.dfk = parsl.load(config)
 
     def _stop(self) -> None:
         """Clean up, each step whatever becomes of the others; keep the logs of a run whose pool was lost."""
@@ -225,6 +219,8 @@ class Site:
                 if lost is None:
                     steps.callback(shutil.rmtree, self.run_dir)
                 steps.callback(close_log, self._log_handler, "sonic_parsl")
+            for executor in self._executors:  # also of those that Parsl does not shut down, since something failed
+                steps.callback(executor.undertaker.close)
             steps.callback(self.pool.close)
             for handler in parsl_log_handlers(self.run_dir):
                 steps.callback(close_log, handler, "parsl")
@@ -233,7 +229,7 @@ class Site:
 
     def _config(self) -> Config:
         return Config(
-            executors=[*self._worker_executors(), *self._server_executors()],
+            executors=self._executors,
             run_dir=str(self.run_dir / "parsl"),
             strategy_period=STRATEGY_PERIOD_S,
             retries=RETRIES,

@@ -28,7 +28,7 @@ errors = Console(stderr=True)
 
 def _debug(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     """Let the user have tracebacks and log messages, wherever the option stands."""
-    if wanted:
+    if wanted and DEBUG not in ctx.meta:
         ctx.meta[DEBUG] = True
         for name in (OURS, *ADVICE):  # what they say comes to the root, too
             logging.getLogger(name).handlers.clear()

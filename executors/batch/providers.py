@@ -20,6 +20,7 @@ from sonic_parsl.walltime import seconds
 
 WORD_OF = {
     "worker_init": "worker-init",
+    "init_blocks": "count",
     "min_blocks": "count",
     "max_blocks": "count",
     "nodes_per_block": "nodes",
@@ -57,7 +58,12 @@ def make_provider(job: Job, *, count: Count) -> ExecutionProvider:
         "max_blocks": count.max,
         "worker_init": init,
     }
-    for said in (*_words(job, dialect), options):
+    words = _words(job, dialect)
+    for twice in sorted(options.keys() & {name for said in words for name in said} - {LINES}):
+        raise ConfigError(
+            f"'{twice}' of provider {job.provider} is said twice, by a word and under options.", hint="Leave one out."
+        )
+    for said in (*words, options):
         lines = [text for text in (arguments.get(LINES), said.get(LINES)) if text]
         arguments |= {**said, **({LINES: "\n".join(lines)} if lines else {})}
     provider = dialect.provider(**arguments)

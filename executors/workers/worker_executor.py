@@ -110,7 +110,9 @@ class WorkerExecutor(SteadilyPolled, HighThroughputExecutor):  # type: ignore[mi
         self.pool = pool
         self.undertaker = Undertaker()
         if getattr(provider, "worker_init", None) is not None:
-            provider.worker_init = "\n".join(filter(None, (provider.worker_init, OWN_TMPDIR, pool.worker_init)))
+            for lines in (OWN_TMPDIR, pool.worker_init):
+                if lines not in provider.worker_init:  # it may have been another executor's before
+                    provider.worker_init = f"{provider.worker_init.rstrip()}\n{lines}\n".lstrip()
         super().__init__(label=label, provider=provider, **{**_defaults(), **options})
 
     @override

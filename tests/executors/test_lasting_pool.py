@@ -62,6 +62,8 @@ from sonic_parsl.poolref import PoolRef
 from tests.leaks import wait_until
 
 session = Session(PoolRef.read(Path(sys.argv[1])), grace_s=1.0)
+session.wait_for(lambda table: bool(table.ready) or table.lost is not None, 120)
+Path("served").touch()
 session.wait_for(lambda table: table.lost is not None, 120)
 print(*(model.name for entry in session.seen for model in entry.info.models))
 wait_until(lambda: session.problem is not None, 10)
@@ -92,12 +94,14 @@ def test_who_is_attached_when_it_ends_is_told_why_and_how_to_start_it_again(
     def attach(ready: int) -> None:
         assert ready == 0
         argv = [sys.executable, "-c", ATTACH, str(named.run_dir("mine") / "pool.json")]
-        attached.append(subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        attached.append(subprocess.Popen(argv, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True))
         if kind != "idle":
             threading.Thread(target=end_it_once_it_serves).start()
 
     def end_it_once_it_serves() -> None:
-        wait_until(lambda: count_ready("mine"), 120)
+        wait_until((tmp_path / "served").exists, 120)
+        assert count_ready("mine") == 1
         if kind == "stopped":
             os.kill(os.getpid(), signal.SIGINT)
         else:

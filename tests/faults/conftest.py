@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,4 +64,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     yield tmp_path
     for pool in named.running():
-        os.kill(pool.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.kill(pool.pid, signal.SIGTERM)
+    wait_until(lambda: not named.running(), 60, what=named.running)

@@ -159,6 +159,12 @@ def test_what_a_site_file_has_a_word_for_is_no_option(name: Provider, option: st
         make_provider(Job(provider=name, options={option: value}), count=Count())
 
 
+def test_what_a_word_has_said_is_not_said_again_by_an_option() -> None:
+    job = Job(provider="lsf", account="mine", options={"project": "yours"})
+    with pytest.raises(ConfigError, match="'project' of provider lsf is said twice, by a word and under options"):
+        make_provider(job, count=Count())
+
+
 def test_nodes_of_a_batch_system_that_has_no_word_for_them_are_an_option() -> None:
     assert make_provider(Job(provider="pbspro", options={"nodes-per-block": 2}), count=Count()).nodes_per_block == 2
 

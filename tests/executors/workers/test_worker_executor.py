@@ -14,7 +14,7 @@ from parsl.executors.high_throughput.zmq_pipes import TasksOutgoing
 from parsl.providers import LocalProvider, SlurmProvider
 
 from sonic_parsl.errors import PoolError
-from sonic_parsl.executors.workers.worker_executor import WORKERS, TaskPipe, WorkerExecutor, workers_of
+from sonic_parsl.executors.workers.worker_executor import OWN_TMPDIR, WORKERS, TaskPipe, WorkerExecutor, workers_of
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.site import Driver, Workers
 from tests.leaks import assert_nothing_is_left, wait_until
@@ -143,9 +143,11 @@ def test_workers_whose_walltime_the_site_file_says_leave_before_its_end(
 
 def test_what_workers_need_comes_after_the_providers_own_lines() -> None:
     pool = ServerPool()
-    executor = WorkerExecutor(pool=pool, address="h", provider=SlurmProvider(worker_init="module load python"))
-    lines = executor.provider.worker_init.splitlines()
-    assert (lines[0], lines[-1]) == ("module load python", pool.worker_init)
+    provider = SlurmProvider(worker_init="module load python")
+    for _ in range(2):  # a notebook's cell may be run again
+        WorkerExecutor(pool=pool, address="h", provider=provider)
+    lines = ["module load python", *OWN_TMPDIR.splitlines(), pool.worker_init]
+    assert provider.worker_init == "".join(f"{line}\n" for line in lines), "Parsl adds lines of its own to it"
 
 
 def test_it_takes_what_parsls_takes() -> None:
