@@ -100,6 +100,22 @@ def test_nothing_is_kept_of_calls_that_end_while_there_is_no_server(
         gc.enable()
 
 
+def test_a_call_that_comes_while_the_session_closes_fails_as_one_that_comes_after(
+    registry: Registry, session: Session, pair: list[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.show(pair[0].entry())
+    model, stop, calls = session.served("identity"), session._stop_thread, []
+
+    def ask_and_stop() -> None:
+        calls.append(session.submit(model, {"INPUT0": rows_of(3)}, rows=3))
+        stop()
+
+    monkeypatch.setattr(session, "_stop_thread", ask_and_stop)
+    session.close()
+    with pytest.raises(PoolError, match="session with the pool was closed"):
+        calls[0].result(10)
+
+
 def test_no_rows_make_no_request_and_have_the_right_type(
     registry: Registry, session: Session, pair: list[Server]
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sonic_parsl.server.guard import FOLDER, SHARED_MEMORY, Guard
+from sonic_parsl.server.guard import FOLDER, SHARED_MEMORY, Guard, sweep
 from sonic_parsl.server.runtimes import new_shm_prefix
 from tests.leaks import wait_until
 
@@ -46,6 +46,17 @@ def test_one_that_is_dismissed_is_gone(tmp_path: Path) -> None:
     guard.dismiss()
     guard.dismiss()
     assert not set(psutil.Process().children()) - before
+
+
+def test_one_that_was_killed_may_still_be_told_what_to_forget(tmp_path: Path) -> None:
+    before = set(psutil.Process().children())
+    guard = Guard(new_shm_prefix(), tmp_path / f"{FOLDER}none")
+    (process,) = set(psutil.Process().children()) - before
+    process.kill()
+    process.wait(10)
+    guard.forget(1)
+    guard.dismiss()
+    sweep()  # as the next server does, for what it leaves then
 
 
 def test_a_group_that_it_is_to_forget_goes_on(tmp_path: Path) -> None:
