@@ -97,12 +97,14 @@ class ModelLine:
 
 @dataclass(frozen=True, slots=True)
 class ChunkLine:
-    """A chunk and a model in the report.
+    """A chunk and a model in the report; a chunk that was processed again is the same line.
 
     Attributes
     ----------
     fallback
         Whether the worker computed the model itself, since the pool had no server.
+    waiting_s
+        How long readers were blocked, in seconds, summed over the calls.
     """
 
     fileuuid: str
@@ -164,21 +166,25 @@ class Report:
         return Group(_summary(self), _servers(self), *told)
 
 
+_Key = tuple[str, int, int, str, str, bool]
+"""A chunk, a model, its numeric kind, and whether the worker computed it."""
+
+
 @dataclass
 class RunLog:
     """Collects what chunks report while a site is up.
 
     A chunk keeps its line of the report, and its calls are added to those of all chunks: a run may have
-    a hundred thousand.
+    a hundred thousand, and a notebook runs them again and again.
     """
 
     events_in: int = 0
     events_out: int = 0
     chunks: int = 0
     wall_s: float = 0.0
-    _lines: list[ChunkLine] = field(default_factory=list, repr=False)
+    _lines: dict[_Key, ChunkLine] = field(default_factory=dict, repr=False)
     _calls: tuple[CallRecord, ...] = field(default=(), repr=False)
-    _failures: list[str] = field(default_factory=list, repr=False)
+    _failures: dict[str, None] = field(default_factory=dict, repr=False)
     _told: set[str] = field(default_factory=set, repr=False)
 
     @contextmanager
@@ -194,10 +200,12 @@ class RunLog:
     def take(self, records: Iterable[ChunkRecord], merged: Any) -> None:
         """Take what came home: the chunks' records, and coffea's set of what was processed."""
         records = list(records)
-        self._lines.extend(map(_chunk_line, records))
+        for record in records:
+            key = _key(record)
+            self._lines[key] = _chunk_line(key, record.call, self._lines.get(key))
         self._calls = merged_calls((*self._calls, *(record.call for record in records)))
         failures = list(_warnings(records))
-        self._failures.extend(failures)
+        self._failures.update(dict.fromkeys(failures))
         processed = merged.get("processed", ()) if isinstance(merged, dict) else ()
         self.events_out += sum(len(item) for item in processed)
         self.chunks += len(processed)
@@ -240,7 +248,7 @@ class RunLog:
             waiting_s=sum(call.waiting_s for call in calls),
             servers=tuple(_server_line(entry, calls) for entry in servers if entry.info.models),
             models=_model_lines(calls, servers),
-            chunk_records=tuple(self._lines),
+            chunk_records=tuple(self._lines.values()),
             warnings=tuple(dict.fromkeys((*notes, *self._failures, *_notes(calls)))),
         )
 
@@ -256,18 +264,26 @@ def _notes(calls: Iterable[CallRecord]) -> Iterator[str]:
         yield from call.notes
 
 
-def _chunk_line(record: ChunkRecord) -> ChunkLine:
-    """Return a chunk's line; words that come in every line are kept once."""
+def _key(record: ChunkRecord) -> _Key:
+    """Return what makes a line; words that come in every line are kept once."""
     chunk, call = record.chunk, record.call
+    uuid, model, kind = map(sys.intern, (chunk.fileuuid, call.model, call.numeric_kind))
+    return uuid, chunk.entrystart, chunk.entrystop, model, kind, call.fallback
+
+
+def _chunk_line(key: _Key, call: CallRecord, before: ChunkLine | None) -> ChunkLine:
+    """Return a chunk's line: what it was before, and this call."""
+    fileuuid, entrystart, entrystop, model, numeric_kind, fallback = key
+    servers = {*call.servers, *(before.servers if before else ())}
     return ChunkLine(
-        fileuuid=sys.intern(chunk.fileuuid),
-        entrystart=chunk.entrystart,
-        entrystop=chunk.entrystop,
-        model=sys.intern(call.model),
-        servers=tuple(sys.intern(server) for server in sorted(call.servers)),
-        numeric_kind=sys.intern(call.numeric_kind),
-        fallback=call.fallback,
-        waiting_s=call.waiting_s,
+        fileuuid=fileuuid,
+        entrystart=entrystart,
+        entrystop=entrystop,
+        model=model,
+        servers=tuple(sys.intern(server) for server in sorted(servers)),
+        numeric_kind=numeric_kind,
+        fallback=fallback,
+        waiting_s=call.waiting_s + (before.waiting_s if before else 0.0),
     )
 
 

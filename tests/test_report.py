@@ -162,7 +162,22 @@ def test_totals_are_the_sums_over_models_servers_and_calls(
     assert report.requests == sum(line.requests for line in report.models)
     assert [line.numeric_kind for line in report.models] == sorted({call.numeric_kind for call in calls})
     assert {line.source_digest for line in report.models} <= {"d1"}
-    assert len(report.chunk_records) == len(in_chunks)
+    assert [line.numeric_kind for line in sorted(report.chunk_records, key=lambda line: line.numeric_kind)] == sorted(
+        {call.numeric_kind for call in in_chunks}
+    )
+    assert sum(line.waiting_s for line in report.chunk_records) == pytest.approx(
+        sum(call.waiting_s for call in in_chunks)
+    )
+
+
+def test_a_chunk_that_is_processed_again_and_again_is_one_line() -> None:
+    log, other = RunLog(), "triton-1-77ab01"
+    for server in (SERVER, other, SERVER):
+        log.take([ChunkRecord.of(CHUNK, call(servers={server: ServerShare(1, 1)}, waiting_s=0.5))], {})
+    log.take([ChunkRecord.of(Chunk("2a1d", 100, 200), call())], {})
+    again, once = log.report([entry()]).chunk_records
+    assert (again.servers, again.waiting_s) == ((SERVER, other), 1.5)
+    assert (once.entrystart, once.servers) == (100, (SERVER,))
 
 
 def test_latencies_are_merged_over_calls_and_queue_times_are_means() -> None:
@@ -246,12 +261,12 @@ def test_chunks_that_workers_computed_are_marked_counted_and_warned_of() -> None
     log = RunLog()
     with pytest.warns(RuntimeWarning, match="computed by the workers themselves"):
         log.take([ChunkRecord.of(CHUNK, alone), ChunkRecord.of(CHUNK, call()), ChunkRecord.of(CHUNK, alone)], {})
-    log.take([ChunkRecord.of(CHUNK, alone)], {})  # warned of already
+    log.take([ChunkRecord.of(Chunk("2a1d", 100, 200), alone)], {})  # warned of already
     report = log.report([entry()])
-    assert [line.fallback for line in report.chunk_records] == [True, False, True, True]
+    assert [line.fallback for line in report.chunk_records] == [True, False, True]
     assert report.warnings == (note,)
     (model,) = report.models
     assert (model.rows, model.source_digest, model.verified) == (40, "d1", True)
     shown = io.StringIO()
     Console(file=shown, width=100).print(report)
-    assert re.search(r"chunks inferred without servers +1", shown.getvalue())
+    assert re.search(r"chunks inferred without servers +2", shown.getvalue())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from parsl.dataflow.states import States
 from typing_extensions import override
 
 from sonic_parsl.executors.site import Site
+from sonic_parsl.report import Report
 from sonic_parsl.workflows import btag_ttbar
 from sonic_parsl.workflows.btag_inputs import CLASSES
 from tests.executors.scores import Scores, in_process
@@ -129,6 +131,15 @@ class Analysis:
 def tasks_done(site: Site) -> int:
     """Return how many tasks Parsl's workers have done."""
     return int(site.dfk.task_state_counts[States.exec_done])
+
+
+def longest_wait(before: Report, after: Report) -> float:
+    """Return how long readers of one chunk were blocked at most between two reports, in seconds."""
+    waited: defaultdict[tuple[object, ...], float] = defaultdict(float)
+    for sign, report in ((-1, before), (1, after)):
+        for line in report.chunk_records:
+            waited[line.fileuuid, line.entrystart, line.entrystop, line.model] += sign * line.waiting_s
+    return max(waited.values())
 
 
 def wait_whole(site: Site, servers: int = 2) -> None:

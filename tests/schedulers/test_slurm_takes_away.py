@@ -14,7 +14,7 @@ from sonic_parsl.client.retry import FLOOR_S
 from sonic_parsl.executors.site import Site
 from sonic_parsl.protocol import ServerInfo
 from sonic_parsl.report import Report
-from tests.faults.runs import Analysis, agents, wait_whole, workers
+from tests.faults.runs import Analysis, agents, longest_wait, wait_whole, workers
 from tests.leaks import wait_until
 from tests.schedulers.daemons import command
 from tests.schedulers.runs import LEASE_S, up, write_site
@@ -127,7 +127,7 @@ def assert_answered_soon(site: Site, before: Report) -> None:
     """Check that what was asked of a server that fell silent did not wait for longer than a pool promises."""
     after = site.report()
     assert after.retries > before.retries, "nothing was asked of it"
-    assert max(line.waiting_s for line in after.chunk_records[len(before.chunk_records) :]) < SILENT_S
+    assert longest_wait(before, after) < SILENT_S
 
 
 def test_a_power_cut_of_one_node_of_a_block_costs_no_event(site: Site, slurm: Slurm, analysis: Analysis) -> None:

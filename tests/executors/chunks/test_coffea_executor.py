@@ -113,7 +113,7 @@ def test_coffeas_own_options_work(site: Site, options: dict[str, Any]) -> None:
 def test_savemetrics_works_and_chunk_records_name_chunk_model_and_servers(site: Site) -> None:
     before = len(site.report().chunk_records)
     runner = Runner(
-        executor=site.coffea_executor(status=False), schema=btag_ttbar.schema, chunksize=100, savemetrics=True
+        executor=site.coffea_executor(status=False), schema=btag_ttbar.schema, chunksize=40, savemetrics=True
     )
     _, metrics = runner(samples.fileset(), Scores())
     assert metrics["entries"] == 400
