@@ -32,14 +32,13 @@ PAUSE_S = (4.0, 15.0)
 STOP_S = (1.0, 12.0)
 """How long a process is stopped: shorter and longer than a lease."""
 WORKERS = 2
-WARM_UP_RUNS = 3
-"""Caches fill and libraries load; growth is counted from there."""
-MEMORY = {"driver": 80 * 2**20, "registry": 8 * 2**20, "worker": 32 * 2**20}
-DESCRIPTORS, THREADS = 20, 10
-"""So much more at the end is no leak: allocators keep some, and connections come and go. In ten minutes a driver grew by
-some 60 MB, for it keeps what Parsl's tasks and the call records hold, a worker by 17 MB, and a registry by 1 MB."""
+LONG_RUNS = 20
+"""Who lived for so many runs is asked whether it grows; before that, caches fill and libraries load."""
+MEMORY, DESCRIPTORS, THREADS = 6 * 2**20, 8, 4
+"""So much more at the end than ever in the first half of a life is no leak: memory comes in pages of many blocks, and a
+server that is replaced has a connection beside its successor's. Driver and workers hold some 300 MB, a registry 70."""
 ALL_KINDS_MINUTES = 10.0
-"""A run of this length is long enough for each kind of fault."""
+"""A soak of this length is long enough for each kind of fault, and for a long life of each role."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,18 @@ class Size:
         """Measure a process."""
         return cls(process.memory_info().rss, process.num_fds(), process.num_threads())
 
-    def grown(self, since: Size, role: str) -> list[str]:
-        """Return what has grown too much for a process of this role, a sentence each."""
-        bounds = {"memory": MEMORY[role], "descriptors": DESCRIPTORS, "threads": THREADS}
+    @classmethod
+    def peak(cls, sizes: Sequence[Size]) -> Size:
+        """Return the most of each."""
+        return cls(
+            max(size.memory for size in sizes),
+            max(size.descriptors for size in sizes),
+            max(size.threads for size in sizes),
+        )
+
+    def grown(self, since: Size) -> list[str]:
+        """Return what has grown, a sentence each."""
+        bounds = {"memory": MEMORY, "descriptors": DESCRIPTORS, "threads": THREADS}
         return [
             f"{name} grew from {getattr(since, name)} to {getattr(self, name)}"
             for name, bound in bounds.items()
@@ -148,8 +156,8 @@ def missed(log: Sequence[str], minutes: float) -> list[str]:
 class Growth:
     """Sizes of driver, registry and workers after each run.
 
-    Faults replace processes. So each is compared to itself, once its own caches are full; and the last of a role
-    to the first: what a registry takes over from the one before must not grow either.
+    Faults replace processes. So each that lived long is compared to what it was in the first half of its life; and
+    the last of a role to the first: what a registry takes over from the one before must not grow either.
     """
 
     def __init__(self) -> None:
@@ -170,18 +178,29 @@ class Growth:
     def found(self) -> list[str]:
         """Return what has grown, a sentence each, and say what was compared."""
         grown = []
-        for role, processes in self.sizes.items():
-            warm = {process: sizes[WARM_UP_RUNS - 1 :] for process, sizes in processes.items() if sizes[WARM_UP_RUNS:]}
-            if not warm:
-                grown.append(f"{role}: none lived for more than {WARM_UP_RUNS} runs, so that nothing is known of it")
-                continue
-            first = next(iter(warm.values()))[0]
-            for process, sizes in warm.items():
-                click.echo(f"{role} {process.pid}, over {len(sizes)} runs: {sizes[0]} -> {sizes[-1]}")
-                since_own = sizes[-1].grown(sizes[0], role)
-                since_first = [text for text in sizes[-1].grown(first, role) if not since_own]
+        for role in self.sizes:
+            long_lived = self.long_lived(role)
+            for process, sizes in long_lived.items():
+                first_half = Size.peak(sizes[: len(sizes) // 2])
+                click.echo(f"{role} {process.pid}, {len(sizes)} runs: {first_half} at most, in the end {sizes[-1]}")
+                since_own = sizes[-1].grown(first_half)
+                first = next(iter(long_lived.values()))
+                since_first = [] if since_own else sizes[-1].grown(Size.peak(first[: len(first) // 2]))
                 grown += [f"{role} {process.pid}: {text}" for text in since_own + since_first]
         return grown
+
+    def long_lived(self, role: str) -> dict[psutil.Process, list[Size]]:
+        """Return the processes of a role of which can be said whether they grow."""
+        return {process: sizes for process, sizes in self.sizes[role].items() if len(sizes) >= LONG_RUNS}
+
+    def unknown(self, minutes: float) -> list[str]:
+        """Return of which role nothing is known, though the soak was long enough, a sentence each."""
+        roles = self.sizes if minutes >= ALL_KINDS_MINUTES else ()
+        return [
+            f"{role}: none lived for {LONG_RUNS} runs, so that nothing is known of it"
+            for role in roles
+            if not self.long_lived(role)
+        ]
 
 
 def soak(site: Site, analysis: Analysis, minutes: float, rng: random.Random) -> list[str]:
@@ -192,8 +211,7 @@ def soak(site: Site, analysis: Analysis, minutes: float, rng: random.Random) -> 
         analysis.check(analysis.run(site.coffea_executor(status=False)))
         growth.note()
 
-    for _ in range(WARM_UP_RUNS):
-        run()
+    run()
     end = time.monotonic() + 60 * minutes
     with faults(rng) as log:
         while time.monotonic() < end:
@@ -205,7 +223,7 @@ def soak(site: Site, analysis: Analysis, minutes: float, rng: random.Random) -> 
     wait_whole(site)
     run()
     click.echo(f"{runs} runs of {EVENTS} events, {len(log)} faults")
-    return growth.found() + missed(log, minutes)
+    return growth.found() + growth.unknown(minutes) + missed(log, minutes)
 
 
 @click.command()

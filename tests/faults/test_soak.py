@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -11,14 +12,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.faults.soak import (
     ALL_KINDS_MINUTES,
     DESCRIPTORS,
     FAULTS,
+    LONG_RUNS,
     MEMORY,
     THREADS,
-    WARM_UP_RUNS,
     Growth,
     Size,
     faults,
@@ -42,8 +45,7 @@ def test_some_seconds_of_it_end_with_every_event_and_nothing_left() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for role in ("driver", "registry", "worker"):
-        assert f"\n{role} " in done.stdout
+    assert "every score and histogram as undisturbed" in done.stdout
 
 
 def test_it_strikes_and_counts_only_what_was_there() -> None:
@@ -82,29 +84,48 @@ def test_faults_that_never_struck_are_named() -> None:
 
 def growth(*sizes: Size, role: str = "worker") -> Growth:
     """Return the growth of one process of a role, beside others that stay as they are."""
-    steady = {psutil.Process(): [SMALL] * (WARM_UP_RUNS + 2)}
+    steady = {psutil.Process(): [SMALL] * LONG_RUNS}
     found = Growth()
     found.sizes = {"driver": dict(steady), "registry": dict(steady), "worker": dict(steady)}
-    found.sizes[role] = {psutil.Process(): [SMALL] * (WARM_UP_RUNS - 1) + [*sizes]}
+    found.sizes[role] = {psutil.Process(): [*sizes]}
     return found
 
 
-@pytest.mark.parametrize("name", ["memory", "descriptors", "threads"])
+BOUNDS = {"memory": MEMORY, "descriptors": DESCRIPTORS, "threads": THREADS}
+
+
+@pytest.mark.parametrize("name", list(BOUNDS))
 @pytest.mark.parametrize("role", ["driver", "registry", "worker"])
 def test_a_process_that_grows_is_named(role: str, name: str) -> None:
-    bounds = {"memory": MEMORY[role], "descriptors": DESCRIPTORS, "threads": THREADS}
-    kept, grown = (replace(SMALL, **{name: getattr(SMALL, name) + bounds[name] + more}) for more in (0, 1))
-    assert not growth(SMALL, SMALL, kept, role=role).found()
-    (text,) = growth(SMALL, SMALL, grown, role=role).found()
+    kept, grown = (replace(SMALL, **{name: getattr(SMALL, name) + BOUNDS[name] + more}) for more in (0, 1))
+    assert not growth(*[SMALL] * LONG_RUNS, kept, role=role).found()
+    (text,) = growth(*[SMALL] * LONG_RUNS, grown, role=role).found()
     assert text.startswith(f"{role} ")
     assert f"{name} grew from " in text
 
 
+@given(more=st.integers(1, 2**20), runs=st.integers(LONG_RUNS, 400))
+def test_what_grows_a_little_with_each_run_is_found_in_the_end(more: int, runs: int) -> None:
+    sizes = [replace(SMALL, memory=SMALL.memory + more * run) for run in range(runs)]
+    assert bool(growth(*sizes).found()) == (more * (runs - runs // 2) > MEMORY)
+
+
+def test_a_later_process_of_a_role_is_compared_to_the_first() -> None:
+    found, first, second = Growth(), psutil.Process(), psutil.Process(os.getppid())
+    large = replace(SMALL, memory=SMALL.memory + 2 * MEMORY)
+    found.sizes["registry"] = {first: [SMALL] * LONG_RUNS, second: [large] * LONG_RUNS}
+    (text,) = found.found()
+    assert text.startswith(f"registry {second.pid}: memory grew from ")
+
+
 def test_what_fills_before_the_caches_are_full_is_no_growth() -> None:
-    full = Size(SMALL.memory + 2 * MEMORY["worker"], 40, 16)
-    assert not growth(full, full, full).found()
+    full = replace(SMALL, memory=SMALL.memory + 2 * MEMORY)
+    assert not growth(*[SMALL] * 10, *[full] * LONG_RUNS).found()
 
 
-def test_a_role_of_which_nothing_is_known_is_told() -> None:
-    (text,) = growth(SMALL, role="registry").found()
-    assert text.startswith("registry: none lived for more than")
+def test_a_role_of_which_nothing_is_known_is_told_after_a_long_soak() -> None:
+    short_lived = growth(*[SMALL] * (LONG_RUNS - 1), role="registry")
+    assert not short_lived.found()
+    assert not short_lived.unknown(0.3)
+    (text,) = short_lived.unknown(ALL_KINDS_MINUTES)
+    assert text.startswith("registry: none lived for")
