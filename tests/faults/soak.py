@@ -34,7 +34,7 @@ STOP_S = (1.0, 12.0)
 WORKERS = 2
 LONG_RUNS = 20
 """Who lived for so many runs is asked whether it grows; before that, caches fill and libraries load."""
-MEMORY, DESCRIPTORS, THREADS = 6 * 2**20, 8, 4
+MEMORY, DESCRIPTORS, THREADS = 8 * 2**20, 8, 4
 """So much more at the end than ever in the first half of a life is no leak: memory comes in pages of many blocks, and a
 server that is replaced has a connection beside its successor's. Driver and workers hold some 300 MB, a registry 70."""
 ALL_KINDS_MINUTES = 10.0
@@ -217,8 +217,10 @@ def soak(site: Site, analysis: Analysis, minutes: float, rng: random.Random) -> 
         while time.monotonic() < end:
             run()
             runs += 1
+            held = Size.of(psutil.Process()).memory // 2**20
             click.echo(
-                f"run {runs}: {EVENTS} events, every score and histogram as undisturbed; {len(log)} faults so far"
+                f"run {runs}: {EVENTS} events, every score and histogram as undisturbed; "
+                f"{len(log)} faults so far; driver {held} MiB"
             )
     wait_whole(site)
     run()
