@@ -1,16 +1,21 @@
-"""The packaged site files run as they are, but for the lines that no two sites have in common."""
+"""The packaged site files, and the README's configuration, run as they are, but for what no two sites have in common."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
 
 from sonic_parsl import site as site_file
 from tests.faults.runs import Analysis
+from tests.leaks import assert_nothing_is_left, wait_until
+from tests.live.conftest import PACKAGED
 from tests.schedulers.gridengine import SLOTS, GridEngine
-from tests.schedulers.runs import KINDS, OWN_PYTHON, up
+from tests.schedulers.runs import GONE_S, KINDS, OWN_PYTHON, START_S, up
 from tests.schedulers.slurm import Slurm
+from tests.test_docs import ROOT, python_blocks
 
 LACKING = {
     "device: gpu": "device: a100",
@@ -48,3 +53,27 @@ def test_on_grid_engine(cell: GridEngine, analysis: Analysis, tmp_path: Path) ->
         assert [(line.group, line.kind, line.fidelity) for line in site.report().servers] == [
             ("gpu", "a100", "emulated")
         ]
+
+
+def test_parsl_configuration_of_the_readme_on_slurm(slurm: Slurm, tmp_path: Path) -> None:
+    own, app = (
+        next(block.code for block in python_blocks((ROOT / "README.md").read_text()) if word in block.code)
+        for word in ("SlurmProvider(", "@parsl.python_app")
+    )
+    for before, after in {
+        "10.0.0.1": "127.0.0.1",
+        "/shared/my_repository": str(PACKAGED),
+        'runtime="host"': 'runtime="wheel"',
+    }.items():
+        assert before in own
+        own = own.replace(before, after)
+    with_site = 'with sonic.load_site("local"):'
+    assert app.count(with_site) == 1
+    script = tmp_path / "analysis.py"
+    script.write_text(f"import sonic_parsl as sonic\n{own}\n{app.replace(with_site, 'with parsl.load(config):')}")
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=2 * START_S, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    wait_until(lambda: not slurm.jobs(), GONE_S, what=slurm.jobs)
+    assert_nothing_is_left()
