@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 import sonic_parsl as sonic
+from sonic_parsl import site as site_file
 from sonic_parsl.executors.site import Site
 from tests.faults.runs import Analysis, tritons, wait_whole, workers
 from tests.leaks import assert_nothing_is_left, wait_until
@@ -26,6 +27,12 @@ KINDS = {
 }
 """The fixtures' devices are names only: CPUs compute what they would."""
 OWN_PYTHON = f"export PATH={Path(sys.executable).parent}:$PATH"
+LACKING = {
+    "device: gpu": "device: a100",
+    "runtime: apptainer": "runtime: wheel",
+    "image: docker://": "# image: docker://",
+}
+"""What the fixtures' nodes do not have, in the packaged site files: GPUs and apptainer."""
 GRIDENGINE_WORKERS: dict[str, Any] = {"provider": "gridengine", "queue": "all.q", "request": "-V"}
 GRIDENGINE_SERVERS: dict[str, Any] = {
     **GRIDENGINE_WORKERS,
@@ -54,6 +61,16 @@ def write_site(folder: Path, workers: dict[str, Any], servers: dict[str, dict[st
     path = folder / "site.yaml"
     path.write_text(yaml.safe_dump(site))
     return path
+
+
+def packaged(name: str, edits: dict[str, str]) -> str:
+    """Return a packaged site file with some of its words replaced, and emulated devices."""
+    text = site_file.find(name).read_text()
+    assert text.count("# EDIT") == 5
+    for before, after in (LACKING | edits).items():
+        assert before in text
+        text = text.replace(before, after)
+    return f"{text}\n{yaml.safe_dump({'devices': KINDS})}"
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from tests.executors import scores
 from tests.faults.runs import EVENTS
 from tests.leaks import wait_until
 from tests.schedulers.htcondor import CACHE, PYTHON, UID, HTCondor, htcondor
+from tests.schedulers.runs import packaged
 
 HOME = Path("/home/physicist")
 START_S, RUN_S, GONE_S = 120.0, 150.0, 90.0
@@ -37,6 +38,7 @@ NOBODY = 65534
 OF_JOBS = ("sonic_parsl", "tritonserver", "multiprocessing")
 """Words of the command lines of what jobs start."""
 
+OWN_INIT = f"export PATH={PYTHON}/bin:$PATH SONIC_PARSL_CACHE={CACHE}"
 SITE = f"""
 shared-filesystem: false
 workers:
@@ -52,7 +54,7 @@ servers:
     start-timeout: 120
     models: {HOME}/models
     serve: [btag]
-    worker-init: export PATH={PYTHON}/bin:$PATH SONIC_PARSL_CACHE={CACHE}
+    worker-init: {OWN_INIT}
     request: [request_cpus = 1, request_memory = 1 GB, request_fpgas = 1]
 """
 NEVER = "request_cpus = 99"
@@ -65,6 +67,15 @@ SITES = {
     "one": ONE,
     "without_servers": WITHOUT_SERVERS,
     "with_fallback": f"{WITHOUT_SERVERS}fallback: cpu\n",
+    "packaged": packaged(
+        "htcondor",
+        {
+            "request_gpus = 1, request_cpus = 2, request_memory = 8 GB": "request_fpgas = 1, request_memory = 1 GB",
+            "request_cpus = 4, request_memory = 8 GB": "request_cpus = 1, request_memory = 1 GB",
+            "workers-per-node: 4": "workers-per-node: 1",
+            "worker-init: export PATH=/opt/sonic/bin:$PATH         #": f"worker-init: {OWN_INIT}  #",
+        },
+    ),
 }
 SMALL = 15
 """Events of a chunk, where a run should go on for a while."""
@@ -182,6 +193,16 @@ def assert_right(pool: HTCondor) -> None:
     assert [start for start, _, _ in by_start] == [0, *(stop for _, stop, _ in by_start[:-1])]
     expected = scores.in_process(str(pool.home / "events.root"), 0, EVENTS)
     np.testing.assert_allclose(np.concatenate([found for _, _, found in by_start]), expected, atol=1e-6)
+
+
+def test_the_packaged_site_file_runs_edited_where_it_says(pool: HTCondor) -> None:
+    with driver(pool, "packaged.yaml") as process:
+        said, _ = process.communicate(timeout=RUN_S)
+        assert process.returncode == 0, said
+    assert_right(pool)
+    (server,) = json.loads((pool.home / "out/report.json").read_text())["servers"]
+    assert (server["group"], server["kind"], server["fidelity"]) == ("gpu", "a100", "emulated")
+    assert_gone(pool)
 
 
 def test_a_server_that_is_removed_in_the_middle_says_good_bye_and_is_replaced(pool: HTCondor) -> None:

@@ -6,40 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-
-from sonic_parsl import site as site_file
 from tests.faults.runs import Analysis
 from tests.leaks import assert_nothing_is_left, wait_until
 from tests.live.conftest import PACKAGED
 from tests.schedulers.gridengine import SLOTS, GridEngine
-from tests.schedulers.runs import GONE_S, KINDS, OWN_PYTHON, START_S, up
+from tests.schedulers.runs import GONE_S, OWN_PYTHON, START_S, packaged, up
 from tests.schedulers.slurm import Slurm
 from tests.test_docs import ROOT, python_blocks
 
-LACKING = {
-    "device: gpu": "device: a100",
-    "runtime: apptainer": "runtime: wheel",
-    "image: docker://": "# image: docker://",
-    "workers-per-node: 8": "workers-per-node: 2",
-}
-"""What the fixtures' nodes do not have: GPUs, apptainer, and as many cores as they say."""
-
-
-def edited(name: str, folder: Path, edits: dict[str, str]) -> Path:
-    """Return a packaged site file with some of its words replaced, and emulated devices."""
-    text = site_file.find(name).read_text()
-    assert text.count("# EDIT") == 5
-    for before, after in (LACKING | edits).items():
-        assert before in text
-        text = text.replace(before, after)
-    path = folder / f"{name}.yaml"
-    path.write_text(f"{text}\n{yaml.safe_dump({'devices': KINDS})}")
-    return path
+FEW = {"workers-per-node: 8": "workers-per-node: 2"}
 
 
 def test_on_slurm(slurm: Slurm, analysis: Analysis, tmp_path: Path) -> None:
-    path = edited("slurm", tmp_path, {'worker-init: ""': f"worker-init: {OWN_PYTHON}"})
+    path = tmp_path / "slurm.yaml"
+    path.write_text(packaged("slurm", {**FEW, 'worker-init: ""': f"worker-init: {OWN_PYTHON}"}))
     with up(path, analysis, 1, slurm.jobs) as site:
         assert {job.partition for job in site.settings.jobs().values()} == {"cpu", "gpu"}
         assert [(line.group, line.kind, line.fidelity) for line in site.report().servers] == [
@@ -48,7 +28,10 @@ def test_on_slurm(slurm: Slurm, analysis: Analysis, tmp_path: Path) -> None:
 
 
 def test_on_grid_engine(cell: GridEngine, analysis: Analysis, tmp_path: Path) -> None:
-    path = edited("gridengine", tmp_path, {"queue: gpu.q": "queue: all.q", "-pe smp 8": f"-pe smp {SLOTS // 2}"})
+    path = tmp_path / "gridengine.yaml"
+    path.write_text(
+        packaged("gridengine", {**FEW, "queue: gpu.q": "queue: all.q", "-pe smp 8": f"-pe smp {SLOTS // 2}"})
+    )
     with up(path, analysis, 1, cell.jobs) as site:
         assert [(line.group, line.kind, line.fidelity) for line in site.report().servers] == [
             ("gpu", "a100", "emulated")
