@@ -56,6 +56,7 @@ class Session:
         self._resume = False
         self._woken = False
         self._used: dict[tuple[str, str], tuple[ServedModel, str]] = {}
+        self._newest: dict[tuple[str, frozenset[str]], str] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._new_locks()
@@ -70,6 +71,9 @@ class Session:
     ) -> ServedModel:
         """Return the newest version of a model that matches, as soon as a server has it.
 
+        Which one that is does not change while this process runs: a newer one of servers that come later would mix
+        with it in one histogram.
+
         Raises
         ------
         ModelNotFoundError
@@ -81,11 +85,15 @@ class Session:
         """
         self._ensure_running()
         end = math.inf if self.ref.fallback and self.ref.fallback.patient else time.monotonic() + deadline_s
+        key = (name, frozenset(tags))
         with self._changed:
+            version = version or self._newest.get(key)
             while (problem := self._problem or self._nobody(name)) is None:
                 found = find_model(self._table, name, version=version, tags=tags) if self._table else None
                 if found:
                     self._check_same_as_before(found)
+                    if version is None:
+                        self._newest[key] = found.version
                     return found
                 left_s = min(max(0.0, end - time.monotonic()), threading.TIMEOUT_MAX)
                 if not self._changed.wait(left_s) and time.monotonic() >= end:

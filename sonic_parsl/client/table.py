@@ -132,7 +132,7 @@ def check_same(one: ServedModel, server: str, other: ServedModel, other_server: 
         raise ModelMismatchError(
             f"{_who(server).capitalize()} and {_who(other_server)} have different models under the name {one.name} version "
             f"{one.version}: source digests {_short(one)} and {_short(other)}.",
-            hint="Give one of them another version, or leave it out of the pool.",
+            hint="Give one of them another name, or leave it out of the pool.",
         )
 
 

@@ -1,4 +1,4 @@
-"""One numeric kind a model and run: what a pool's groups serve, and what its processes may compute themselves."""
+"""One newest version and one numeric kind a model and run: of what groups serve, and what processes compute themselves."""
 
 from __future__ import annotations
 
@@ -11,6 +11,26 @@ from sonic_parsl.repository import ModelFolder
 
 Claims = Mapping[str, Sequence[ModelFolder]]
 """The models that each server group is to serve."""
+
+
+def check_one_version(claims: Claims) -> None:
+    """Check that a call which names no version means the same one whichever servers are up.
+
+    Raises
+    ------
+    ConfigError
+        It does not; both versions are named, with their groups.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    for group, folders in claims.items():
+        for folder in (folder for folder in folders if folder.versions):
+            newest, its_group = first.setdefault(folder.name, (folder.versions[-1], group))
+            if newest != folder.versions[-1]:
+                raise ConfigError(
+                    f"The newest version of model {folder.name} is {newest} in group {its_group} and "
+                    f"{folder.versions[-1]} in group {group}: which one answers would depend on the servers that are up.",
+                    hint="Serve the same versions in both groups, or give the model of one of them another name.",
+                )
 
 
 def check_one_kind(claims: Claims, *, fallback: bool) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sonic_parsl.errors import ModelMismatchError
 from sonic_parsl.protocol import ServedModel, ServerInfo
 
-WAY_OUT = "Give a changed model a new version number, or start the pool again with the new one only."
+WAY_OUT = "Give one of them another name, or start the pool again with one of them only."
 
 
 @dataclass(frozen=True)

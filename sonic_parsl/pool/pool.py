@@ -19,7 +19,7 @@ from sonic_parsl.credentials import Credentials, block_name, client_name, regist
 from sonic_parsl.errors import ConfigError, PoolError
 from sonic_parsl.pool.authority import CertificateAuthority
 from sonic_parsl.pool.folder import make_private
-from sonic_parsl.pool.numerics import check_one_kind, fallback_of
+from sonic_parsl.pool.numerics import check_one_kind, check_one_version, fallback_of
 from sonic_parsl.pool.process import Event, RegistryProcess
 from sonic_parsl.pool.prospects import Prospects
 from sonic_parsl.pool.spec import RegistrySpec, seen_of
@@ -253,9 +253,11 @@ class ServerPool(PoolView):
         Raises
         ------
         ConfigError
-            A model of it counts in another way than elsewhere in this pool, which may not mix them.
+            A model of it has another newest version than elsewhere in this pool, or counts in another way and the
+            pool may not mix them.
         """
         claims = {**self._claims, group: tuple(models)}
+        check_one_version(claims)
         if not self.mix_numerics:
             check_one_kind(claims, fallback=self.fallback is not None)
         self._claims = claims

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sonic_parsl.repository.digests import CHUNK_BYTES, files_of, reading
-from sonic_parsl.repository.folder import Parsed
+from sonic_parsl.repository.digests import CHUNK_BYTES, reading
+from sonic_parsl.repository.folder import Parsed, served_files
 
 
 def copy_model(model: Parsed, to: Path) -> None:
@@ -23,15 +23,11 @@ def copy_model(model: Parsed, to: Path) -> None:
     OSError
         The copy cannot be written.
     """
-    left_out = {*model.present} - {*model.versions}
-    with reading(model.path):
-        files = files_of(model.path)
     for version in model.versions:  # an ensemble's are empty, and Triton wants them
         (to / version).mkdir(parents=True)
-    for name, path in files.items():
-        if name.partition("/")[0] not in left_out:
-            (to / name).parent.mkdir(parents=True, exist_ok=True)
-            _copy_file(path, to / name)
+    for name, path in served_files(model.path, model.versions).items():
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        _copy_file(path, to / name)
 
 
 def _copy_file(source: Path, target: Path) -> None:

@@ -31,8 +31,8 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def is_ignored(name: str) -> bool:
-    """Return whether a file or folder of this name is no part of a model."""
-    return name.startswith(".") or name == "__pycache__"
+    """Return whether a file or folder of this name is no part of a model: hidden, a cache, or a text for people."""
+    return name.startswith(".") or name == "__pycache__" or name.endswith(".md")
 
 
 def files_of(folder: Path) -> dict[str, Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,9 @@ from sonic_parsl.repository.digests import files_of, is_ignored, reading, tree_d
 from sonic_parsl.repository.signature import Signature, load_signature
 
 CONFIG = "config.pbtxt"
+CONFIGS = "configs"
+"""Folder of Triton's other configurations of the same model, one for each kind of device."""
+VERSION = re.compile(r"0|[1-9][0-9]*")
 SOURCE = "source.sha256"
 MODEL_FILES = {"onnxruntime": "model.onnx", "python": "model.py"}
 """The file a version folder must hold, for the backends known here."""
@@ -81,8 +84,9 @@ class ModelFolder:
 
         It is what the folder's ``source.sha256`` says: an artifact built for one
         kind of device names there what it was built from. Without that file it is
-        the digest of names and bytes in the version folder, whatever the
-        configuration, the place and the age of the files.
+        the digest of names and bytes in the version folder, and of what all
+        versions share beside it, whatever the configuration, the place and the
+        age of the files.
 
         Raises
         ------
@@ -92,18 +96,35 @@ class ModelFolder:
         built_from = read_source(self.path)
         if built_from is not None:
             return built_from
-        folder = self.path / version
-        with reading(folder):
-            return tree_digest(files_of(folder))
+        with reading(self.path / version):
+            own = files_of(self.path / version)
+        aside = {CONFIG, CONFIGS}
+        shared = {f"../{name}": path for name, path in served_files(self.path, ()).items() if _top(name) not in aside}
+        return tree_digest(own | shared)
 
     @property
     def artifact_digest(self) -> str:
-        """SHA-256 of ``config.pbtxt`` and the files of all served versions, read again at each use."""
-        files = {CONFIG: self.path / CONFIG}
-        with reading(self.path):
-            for version in self.versions:
-                files |= {f"{version}/{name}": path for name, path in files_of(self.path / version).items()}
-        return tree_digest(files)
+        """SHA-256 of all that a server gets: :func:`served_files`, read again at each use."""
+        return tree_digest(served_files(self.path, self.versions))
+
+
+def served_files(folder: Path, versions: Collection[str]) -> dict[str, Path]:
+    """Return the files of a model without its other versions, by their names in its folder.
+
+    What lies beside the versions belongs to it: labels, or what a model's program reads from there.
+
+    Raises
+    ------
+    RepositoryError
+        A folder cannot be read.
+    """
+    with reading(folder):
+        files = files_of(folder)
+    return {name: path for name, path in files.items() if _top(name) in versions or not VERSION.fullmatch(_top(name))}
+
+
+def _top(name: str) -> str:
+    return name.partition("/")[0]
 
 
 @dataclass(frozen=True)
@@ -154,7 +175,7 @@ class Parsed:
     @cached_property
     def present(self) -> tuple[str, ...]:
         """Versions that have a folder, oldest first. Triton passes over names with leading zeros."""
-        return tuple(sorted((name for name in self.folders if re.fullmatch(r"0|[1-9][0-9]*", name)), key=int))
+        return tuple(sorted(filter(VERSION.fullmatch, self.folders), key=int))
 
     @cached_property
     def versions(self) -> tuple[str, ...]:

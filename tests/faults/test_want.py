@@ -253,17 +253,21 @@ def test_a_server_whose_name_stops_resolving_for_a_while_costs_nothing(analysis:
 # Models -------------------------------------------------------------------------
 
 
-def test_a_model_replaced_in_mid_run_does_not_come_in_with_the_next_server(analysis: Analysis, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["1/model.onnx", "weights.bin"])
+def test_a_model_replaced_in_mid_run_does_not_come_in_with_the_next_server(
+    file: str, analysis: Analysis, tmp_path: Path
+) -> None:
     packaged = Path(sonic.__file__).parent / "workflows" / "models"
     shutil.copytree(packaged, tmp_path / "models")
-    model = tmp_path / "models" / "btag" / "1" / "model.onnx"
+    (tmp_path / "models" / "btag" / "weights.bin").write_bytes(b"what a program may read beside its versions")
+    replaced = tmp_path / "models" / "btag" / file
     other = packaged / "shape_demo" / "1" / "model.onnx"
     with sonic.load_site(write_site(tmp_path, more=f"models: {tmp_path / 'models'}, serve: [btag]")) as site:
         site.wait_ready()
         wait_whole(site)
 
         def replace_model_and_kill_a_server() -> None:
-            shutil.copy(other, model)
+            shutil.copy(other, replaced)
             tritons()[0].kill()
 
         analysis.check(analysis.run_and(replace_model_and_kill_a_server, site))

@@ -14,7 +14,7 @@ import pytest
 
 from sonic_parsl.client.call import Call
 from sonic_parsl.client.session import Session
-from sonic_parsl.errors import DeadlineError, InferenceError, ModelMismatchError, ResponseError
+from sonic_parsl.errors import DeadlineError, InferenceError, ModelMismatchError, ModelNotFoundError, ResponseError
 from sonic_parsl.kserve import Array
 from sonic_parsl.protocol import ServerEntry
 from tests.client.conftest import Registry, Server, pair, registry, repository, servers, session
@@ -308,6 +308,25 @@ def test_a_model_that_changes_between_two_calls_is_an_error(
         session.wait_for(lambda table: table.ready[0].info.id == pair[1].id, 30)
     with pytest.raises(ModelMismatchError, match="source digests aaaaaaaaaaaa and bbbbbbbbbbbb"):
         ask(session, rows())
+
+
+def test_the_newest_version_of_a_model_stays_the_same_when_a_newer_one_comes(
+    session: Session, registry: Registry, pair: list[Server]
+) -> None:
+    def newer(entry: ServerEntry) -> ServerEntry:
+        models = tuple(replace(model, version="2") for model in entry.info.models)
+        return replace(entry, info=replace(entry.info, models=models))
+
+    registry.show(pair[0].entry())
+    assert session.served("identity").version == "1"
+    registry.show(pair[0].entry(), newer(pair[1].entry()))
+    session.wait_for(lambda table: len(table.ready) == 2, 30)
+    assert session.served("identity").version == "1"
+    assert session.served("identity", version="2").version == "2"
+    registry.show(newer(pair[1].entry()))
+    session.wait_for(lambda table: len(table.ready) == 1, 30)
+    with pytest.raises(ModelNotFoundError, match="identity' version 1"):
+        session.served("identity")
 
 
 def test_servers_that_tell_no_digest_are_held_against_the_others_by_their_tensors(

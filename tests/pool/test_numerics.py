@@ -1,7 +1,8 @@
-"""One numeric kind a model and run: two groups, or servers and workers, that count differently are refused at start."""
+"""One newest version and one numeric kind a model and run: two groups, or servers and workers, that count differently are refused at start."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,17 @@ def test_two_groups_that_count_differently_are_refused_and_both_are_named(tmp_pa
         ConfigError, match=r"linear counts in fp32 in group cpu and in fp16 in group gpu; .*mix-numerics"
     ):
         pool.claim("gpu", model(tmp_path / "gpu", "fp16"))
+
+
+def test_two_groups_whose_newest_versions_differ_are_refused_and_both_are_named(tmp_path: Path) -> None:
+    pool = ServerPool(run_dir=tmp_path / "run")
+    pool.claim("cpu", model(tmp_path / "cpu"))
+    model(tmp_path / "gpu")
+    newer = tmp_path / "gpu" / "linear" / "2"
+    shutil.copytree(newer.with_name("1"), newer)
+    both = r"newest version of model linear is 1 in group cpu and 2 in group gpu: .*which one answers"
+    with pytest.raises(ConfigError, match=both):
+        pool.claim("gpu", read(tmp_path / "gpu"))
 
 
 def test_groups_that_count_alike_or_may_mix_are_taken(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_servers_that_agree_are_let_in_and_the_first_is_remembered() -> None:
 
 def test_another_source_is_refused_whatever_the_group_with_both_servers_and_the_way_out() -> None:
     origins = remember({}, server("a", model()))
-    with pytest.raises(ModelMismatchError, match=r"Server b .* source digest bb, server a .* with aa.*new version num"):
+    with pytest.raises(ModelMismatchError, match=r"Server b .* source digest bb, server a .* with aa.*another name"):
         remember(origins, server("b", model("bb"), group="gpu"))
 
 

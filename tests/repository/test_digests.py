@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -78,6 +79,21 @@ def test_the_configuration_is_part_of_the_artifact_only() -> None:
     assert artifact != other_artifact
 
 
+def test_what_lies_beside_the_versions_is_part_of_the_model_and_texts_for_people_are_not(
+    tmp_path: Path, write: Write
+) -> None:
+    folder = write(files={"1/model.onnx": b"x", "weights/a.bin": b"old", "configs/gpu.pbtxt": b"", "README.md": b"old"})
+    (model,) = read(tmp_path)
+    source, artifact = model.source_digest("1"), model.artifact_digest
+    (folder / "README.md").write_bytes(b"new")
+    assert (model.source_digest("1"), model.artifact_digest) == (source, artifact)
+    (folder / "configs" / "gpu.pbtxt").write_bytes(b"new")
+    assert model.source_digest("1") == source
+    assert model.artifact_digest != artifact
+    (folder / "weights" / "a.bin").write_bytes(b"new")
+    assert model.source_digest("1") != source
+
+
 def test_digests_depend_neither_on_times_nor_on_versions_that_are_not_served(tmp_path: Path, write: Write) -> None:
     folder = write(files={"1/model.onnx": b"old", "2/model.onnx": b"new"})
     (model,) = read(tmp_path)
@@ -87,10 +103,12 @@ def test_digests_depend_neither_on_times_nor_on_versions_that_are_not_served(tmp
     assert (model.source_digest("2"), model.artifact_digest) == before
 
 
-def test_a_linked_version_has_the_digests_of_what_it_links_to(tmp_path: Path, write: Write) -> None:
+def test_a_linked_version_has_the_digests_of_what_it_links_to(
+    tmp_path: Path, write: Write, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     write("plain", files={"1/model.onnx": b"x", "1/data/weights": b"y"})
-    linked = write("linked", files={"store/data/weights": b"y", "store/model.onnx": b"x"})
-    (linked / "1").symlink_to("store")
+    store = shutil.copytree(tmp_path / "plain" / "1", tmp_path_factory.mktemp("store") / "version")
+    (write("linked", files={}) / "1").symlink_to(store)
     ours, theirs = read(tmp_path)
     assert (ours.source_digest("1"), ours.artifact_digest) == (theirs.source_digest("1"), theirs.artifact_digest)
 
