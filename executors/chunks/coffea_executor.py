@@ -102,7 +102,7 @@ class WithPool:
                 out = self.function(item, *args, **kwargs)
             except _Aside as aside:
                 raise aside.error.at(file=item.filename, chunk=chunk) from None
-            except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
                 raise explain(error, file=item.filename, tree=item.treename).at(chunk=chunk) from None
             # What nobody has read yet may still be read: coffea pickles the output after this.
             scope.wait()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +16,7 @@ from coffea.processor import ProcessorABC, Runner
 from typing_extensions import override
 
 import sonic_parsl as sonic
-from sonic_parsl.errors import InferenceError
+from sonic_parsl.errors import AnalysisError, InferenceError
 from sonic_parsl.executors.chunks.coffea_executor import CoffeaExecutor
 from sonic_parsl.executors.site import Site
 from sonic_parsl.workflows import btag_ttbar, samples
@@ -97,6 +98,19 @@ def test_a_failed_column_that_is_read_fails_the_run_and_drops_no_events(site: Si
         runner(samples.fileset(), ReadsNothing(read=True))
     assert {"model", "server", "request", "chunk", "file"} <= set(caught.value.context)
     assert caught.value.__cause__ is None
+
+
+class Leaves(btag_ttbar.BTagTTbar):
+    """Ends its process, as a script would."""
+
+    @override
+    def process(self, events: Any) -> dict[str, Any]:
+        sys.exit("no such sample")
+
+
+def test_a_processor_that_exits_fails_the_run_and_no_worker(site: Site) -> None:
+    with pytest.raises(AnalysisError, match=r"failed in process\(\) .*: SystemExit: no such sample"):
+        run(site.coffea_executor(status=False), Leaves())
 
 
 def test_results_leave_with_the_chunk_and_merge_on_the_workers(site: Site) -> None:
