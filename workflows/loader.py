@@ -25,6 +25,7 @@ from sonic_parsl.workflows.travel import check_travels
 Fileset = dict[str, dict[str, Any]]
 PREFIX = "analysis_"
 """Before the name of a user's file as a module, so that ``hist.py`` is not taken for the library."""
+EXITS = "It ends Python: leave that out, or put it under `if __name__ == '__main__':`."
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _from_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
         del sys.modules[name]
         text = "".join(traceback.format_exception_only(error)).strip()
         raise ConfigError(f"{path} cannot be imported{_line(error, path)}: {text}.", hint=_way_out(error)) from None
@@ -118,15 +119,17 @@ def _from_file(path: Path) -> ModuleType:
     return module
 
 
-def _line(error: Exception, path: Path) -> str:
+def _line(error: BaseException, path: Path) -> str:
     here = str(path.absolute())
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == here]
     return f", line {lines[-1]}" if lines else ""
 
 
-def _way_out(error: Exception) -> str:
+def _way_out(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
         return "Install it where driver and workers run, or name its folder in PYTHONPATH."
+    if isinstance(error, SystemExit):
+        return EXITS
     return ""
 
 
@@ -166,10 +169,10 @@ def _made(cls: type[ProcessorABC], module: ModuleType) -> ProcessorABC:
         raise ConfigError(f"{cls.__name__} in {module.__file__} does not define {absent}.", hint="Add what is missing.")
     try:
         return cls()
-    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
         text = "".join(traceback.format_exception_only(error)).strip().removeprefix("TypeError: ")
         line = _line(error, Path(module.__file__ or ""))
         raise ConfigError(
             f"{cls.__name__} in {module.__file__} cannot be made without arguments{line}: {text}.",
-            hint="Make it in the file: `processor = MyProcessor(...)`.",
+            hint=_way_out(error) or "Make it in the file: `processor = MyProcessor(...)`.",
         ) from None

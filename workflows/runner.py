@@ -90,7 +90,7 @@ def _kept_elsewhere(workflow: Workflow, output: Any, report: Report) -> Path | N
 def _drawn(draw: Callable[[Any, Path], list[Path]], output: Any, folder: Path) -> list[Path]:
     try:
         return draw(output, folder)
-    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
         raise explain(error) from None
 
 
@@ -110,7 +110,7 @@ def input_of(workflow: Workflow) -> Fileset:
         raise ConfigError(f"{workflow.name} brings no input of its own.", hint="Name ROOT files or a fileset JSON.")
     try:
         named = workflow.fileset()
-    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
         raise explain(error) from None
     fileset = read_fileset(named, f"What fileset() of {workflow.name} returns")
     check_files(fileset)

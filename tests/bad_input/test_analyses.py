@@ -28,6 +28,7 @@ def holding(line: str) -> str:
 
 
 SAY_WHICH = "Say which one with a line such as `processor = MyProcessor()`."
+LEAVE_OUT = "It ends Python: leave that out, or put it under `if __name__ == '__main__':`."
 MAKE_IT = "Make it in the file: `processor = MyProcessor(...)`."
 INSIDE = "Make it inside process(), where the worker needs it."
 NOT_SENT = "Mine in {file} cannot be sent to workers:"
@@ -68,6 +69,17 @@ FILES: list[tuple[str, str, str]] = [
         "an error where it is made",
         holding("self.cuts = {}['2018']"),
         f"Mine in {{file}} cannot be made without arguments, line 7: KeyError: '2018'. {MAKE_IT}",
+    ),
+    ("an end of Python", "import sys\nsys.exit(0)", f"mine.py cannot be imported, line 2: SystemExit: 0. {LEAVE_OUT}"),
+    (
+        "an end of Python where it is made",
+        holding("raise SystemExit"),
+        f"Mine in {{file}} cannot be made without arguments, line 7: SystemExit. {LEAVE_OUT}",
+    ),
+    (
+        "an end of Python in its input",
+        GOOD + "def fileset():\n    raise SystemExit(0)",
+        "The analysis failed in fileset() ({file}, line 11): SystemExit: 0. …",
     ),
     (
         "a schema that is a word",

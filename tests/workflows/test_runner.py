@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import coffea.util
 import pytest
 from coffea.nanoevents import NanoAODSchema
 
-from sonic_parsl.errors import DataError
+from sonic_parsl.errors import AnalysisError, DataError
 from sonic_parsl.report import Report, RunLog
 from sonic_parsl.workflows import runner
 from sonic_parsl.workflows.btag_ttbar import BTagTTbar
@@ -32,6 +34,13 @@ def test_accumulator_and_report_are_in_the_folder(workflow: Workflow, report: Re
     written = runner.keep(workflow, OUTPUT, report, tmp_path / "out")
     assert written == [tmp_path / "out" / "report.json", tmp_path / "out" / "mine.coffea"]
     assert coffea.util.load(written[1]) == OUTPUT
+
+
+def test_a_picture_that_ends_python_is_an_error_and_not_a_run_that_is_done(
+    workflow: Workflow, report: Report, tmp_path: Path
+) -> None:
+    with pytest.raises(AnalysisError, match="SystemExit: 0"):
+        runner.keep(replace(workflow, draw=lambda *_: sys.exit(0)), OUTPUT, report, tmp_path)
 
 
 def test_where_the_folder_cannot_be_written_to_any_more_they_are_elsewhere_and_it_says_where(
