@@ -17,6 +17,7 @@ from sonic_parsl import site as site_file
 from sonic_parsl.errors import PoolError, PoolLostError
 from sonic_parsl.executors.pool_line import PoolLine
 from sonic_parsl.executors.site import open_pool
+from sonic_parsl.folders import STATE, make_folder
 from sonic_parsl.pool import named, overview
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.pool.view import PoolView
@@ -151,7 +152,7 @@ def start_in_background(name: str, arguments: list[str]) -> int:
     """
     named.check_name(name)
     log = named.log_path(name)
-    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(log.parent, hint=STATE, mode=0o700)
     with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *arguments],

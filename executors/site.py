@@ -32,6 +32,7 @@ from sonic_parsl.executors.run_logs import close_log, log_to, parsl_log_handlers
 from sonic_parsl.executors.same_models import compare_models
 from sonic_parsl.executors.servers.server_executor import ServerExecutor
 from sonic_parsl.executors.workers.worker_executor import WorkerExecutor, workers_of
+from sonic_parsl.folders import STATE, make_folder
 from sonic_parsl.pool import named
 from sonic_parsl.pool.attached import AttachedPool
 from sonic_parsl.pool.pool import ServerPool
@@ -49,6 +50,7 @@ RETRIES = 2
 LOST_COST = 0.15
 """Of those, what a lost worker costs: a chunk survives 13. An opportunistic pool takes workers away again and again, which
 says nothing of the chunk; there is a bound still, for a chunk may end its worker itself, as one too large for memory does."""
+OTHER_RUN_DIR = f"Name another one by run-dir under driver in the site file. Without it: {STATE}"
 MORE_SERVERS_S = 10.0
 """Once a server is ready, the others of the minimum are waited for so long before work starts."""
 
@@ -188,7 +190,7 @@ class Site:
     # In the keeper's thread ---------------------------------------------------
 
     def _start(self) -> None:
-        self.run_dir.mkdir(mode=0o700, parents=True)
+        make_folder(self.run_dir, hint=OTHER_RUN_DIR, mode=0o700, exist_ok=False)
         self._log_handler = log_to(self.run_dir / "sonic-parsl.log")
         put_own_bin_on_path()
         check_ports(self.settings)

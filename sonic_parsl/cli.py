@@ -20,6 +20,7 @@ from rich.console import Console
 from typing_extensions import override
 
 from sonic_parsl.errors import ConfigError, find_ours
+from sonic_parsl.folders import make_folder
 from sonic_parsl.protocol import VERSION
 
 console = Console()
@@ -76,10 +77,17 @@ class _Group(click.Group):
 def _fail(error: Exception) -> NoReturn:
     ours = find_ours(error)
     errors.print("[bold red]Error:[/]", end=" ")
-    _say(str(ours) if ours is not None else f"{type(error).__name__}: {error}", to=errors)
+    _say(str(ours) if ours is not None else _sentence(error), to=errors)
     if ours is None:
         _say("Run again with `sonic-parsl --debug ...` for the traceback.", to=errors)
     raise SystemExit(1) from None
+
+
+def _sentence(error: Exception) -> str:
+    """Return what is said of an error that is none of ours; the system's are mostly of a path that the user gave."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be used: {error.strerror}. Correct the path, or look at its permissions."
+    return f"{type(error).__name__}: {error}"
 
 
 def _say(text: str, *, to: Console = console) -> None:
@@ -165,16 +173,13 @@ def run(
 
 def _try_folder(path: Path) -> None:
     """Make the folder of a run's results and write to it: at the end of the run it would be late to know."""
-    done = "made"
+    hint = "Name another one with --output."
+    make_folder(path, hint=hint)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        done = "written to"
         with tempfile.TemporaryFile(dir=path) as file:
             file.write(b"results come here")
     except OSError as error:
-        raise ConfigError(
-            f"The folder {path} cannot be {done}: {error.strerror}.", hint="Name another one with --output."
-        ) from None
+        raise ConfigError(f"The folder {path} cannot be written to: {error.strerror}.", hint=hint) from None
 
 
 @contextmanager

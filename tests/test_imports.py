@@ -28,7 +28,7 @@ LEVELS = (
     {"client", "server"},
     {"columns", "repository"},
     {"kserve", "rpc", "status"},
-    {"protocol", "poolref", "credentials", "devices", "errors", "ports", "cache", "yaml_file", "walltime"},
+    {"protocol", "poolref", "credentials", "devices", "errors", "ports", "cache", "folders", "yaml_file", "walltime"},
 )
 """From the top floor of the house down; see docs/design.md."""
 

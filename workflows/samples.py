@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sonic_parsl.cache import cache_dir
 from sonic_parsl.errors import DataError
+from sonic_parsl.folders import make_folder
 
 SOURCE = "coffea==2026.9.0"
 SOURCE_SHA256 = "7dfc1b54d9d1533c8a5bd8a5786d13272ea1a170b0817061d4478f721aedae04"
@@ -40,6 +41,8 @@ def fetch() -> dict[str, Path]:
 
     Raises
     ------
+    ConfigError
+        If the cache folder cannot be made.
     DataError
         If pip is not there, cannot get the archive, or its files are not the expected ones.
     """
@@ -47,7 +50,7 @@ def fetch() -> dict[str, Path]:
     stale = [name for name, file in wanted.items() if not _is_intact(name, file)]
     if stale:
         folder = cache_dir() / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, hint="Set SONIC_PARSL_CACHE to a folder that can be written.")
         # In the same file system as its target: the rename at the end is then atomic.
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
             _extract(_download(Path(temporary)), stale, Path(temporary))

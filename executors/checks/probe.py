@@ -22,7 +22,8 @@ from sonic_parsl.executors.batch.providers import make_provider
 from sonic_parsl.executors.batch.queue_word import why_waiting
 from sonic_parsl.executors.batch.undertaker import Undertaker
 from sonic_parsl.executors.servers.block_book import ENDED
-from sonic_parsl.executors.site import put_own_bin_on_path, runs_of
+from sonic_parsl.executors.site import OTHER_RUN_DIR, put_own_bin_on_path, runs_of
+from sonic_parsl.folders import make_folder
 from sonic_parsl.ports import free_port
 from sonic_parsl.protocol import VERSION, decode, encode
 from sonic_parsl.server.probe_job import Errand, Hello, Needs, Visit, Visited
@@ -85,11 +86,11 @@ def probe(settings: SiteFile) -> list[Answer]:
     Raises
     ------
     ConfigError
-        The site's words or the driver's address are wrong.
+        The site's words or the driver's address are wrong, or its folder cannot be made.
     """
     put_own_bin_on_path()
     folder = runs_of(settings) / f"probe-{uuid.uuid4().hex[:12]}"
-    folder.mkdir(mode=0o700, parents=True)
+    make_folder(folder, hint=OTHER_RUN_DIR, mode=0o700)
     undertaker = Undertaker()
     try:
         trials = [_prepare(name, job, folder, undertaker) for name, job in settings.jobs().items()]

@@ -16,6 +16,7 @@ from pathlib import Path
 import platformdirs
 
 from sonic_parsl.errors import ConfigError, PoolError
+from sonic_parsl.folders import STATE, make_folder
 from sonic_parsl.protocol import decode, encode
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -94,11 +95,11 @@ def owning(name: str, *, site: Path) -> Iterator[None]:
     Raises
     ------
     ConfigError
-        A pool of this name runs already.
+        A pool of this name runs already, or its folder cannot be made.
     """
     check_name(name)
     folder = root() / name
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder, hint=STATE, mode=0o700)
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -216,6 +216,26 @@ def test_in_python_it_is_an_error_of_ours_that_coffea_does_not_take_for_a_bad_fi
     assert not isinstance(caught.value, OSError)
 
 
+def test_a_cache_folder_that_cannot_be_made_is_named(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SONIC_PARSL_CACHE", "/etc/passwd/x")
+    sentence = "The folder /etc/passwd/x/samples cannot be made: Not a directory. Set SONIC_PARSL_CACHE to …."
+    assert_says(told(call("data", "fetch")), sentence)
+
+
+LONG = "a" * 300
+TOO_LONG: list[tuple[str, ...]] = [
+    ("run", f"{LONG}.py"),
+    ("run", "btag_ttbar", f"{LONG}.root"),
+    ("run", "btag_ttbar", f"{LONG}.json"),
+    ("doctor", "--site", LONG),
+]
+
+
+@pytest.mark.parametrize("args", TOO_LONG, ids=lambda args: args[-1][-6:])
+def test_a_name_that_the_system_refuses_is_said_without_pythons_words(call: Call, args: tuple[str, ...]) -> None:
+    assert_says(told(call(*args)), f"{args[-1]} cannot be used: File name too long. Correct the path, or …")
+
+
 def test_an_output_folder_that_cannot_be_made_is_named(call: Call, tmp_path: Path, events: Path) -> None:
     (tmp_path / "taken").write_text("")
     sentence = "The folder taken/plots cannot be made: Not a directory. Name another one with --output."

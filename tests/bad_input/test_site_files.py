@@ -14,6 +14,8 @@ from sonic_parsl.errors import ConfigError, SonicError
 from sonic_parsl.site import user_folder
 from tests.bad_input.conftest import PACKAGED, Call, assert_says, told
 
+OTHER_RUN_DIR = "Name another one by run-dir under driver in the site file. Without it: Correct XDG_STATE_HOME, …."
+LONG = "a" * 300
 SERVERS = "servers: {a: {}}\n"
 LOOK = "Look at brackets, colons and indentation there and just before."
 NOT_MAPPING = "this should be a mapping, with keys of its own."
@@ -152,6 +154,25 @@ def test_a_site_that_is_nowhere_is_answered_with_those_there_are(call: Call) -> 
     assert str(user_folder()) in told(call("doctor", "--site", "locale"))
 
 
+NO_STATE: list[tuple[str, ...]] = [
+    ("run", "btag_ttbar", "good.root"),
+    ("pool", "start"),
+    ("pool", "start", "--daemon"),
+    ("doctor", "--probe"),
+]
+
+
+@pytest.mark.parametrize("args", NO_STATE, ids=" ".join)
+def test_a_state_folder_that_cannot_be_made_is_named(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]
+) -> None:
+    with uproot.recreate(tmp_path / "good.root") as file:
+        file["Events"] = {"x": np.arange(3)}
+    monkeypatch.setenv("XDG_STATE_HOME", "/etc/passwd")
+    sentence = "The folder /etc/passwd/sonic-parsl/… cannot be made: Not a directory. …Correct XDG_STATE_HOME, …."
+    assert_says(told(call(*args)), sentence)
+
+
 # What only this machine can tell ----------------------------------------------
 
 HERE: list[tuple[str, str, str]] = [
@@ -188,6 +209,21 @@ HERE: list[tuple[str, str, str]] = [
             "'login.example.org' is neither an IPv4 address nor an interface of this machine, …. "
             "Give its IPv4 address, or one of its interfaces: …."
         ),
+    ),
+    (
+        "a folder for runs below a file",
+        SERVERS + "driver: {run-dir: /etc/passwd/x}",
+        f"The folder /etc/passwd/x/… cannot be made: Not a directory. {OTHER_RUN_DIR}",
+    ),
+    (
+        "a folder for runs where none can be made",
+        SERVERS + "driver: {run-dir: /proc/x}",
+        f"The folder /proc/x/… cannot be made: No such file or directory. {OTHER_RUN_DIR}",
+    ),
+    (
+        "a folder for runs with too long a name",
+        SERVERS + f"driver: {{run-dir: /tmp/{LONG}}}",
+        f"The folder /tmp/{LONG}/… cannot be made: File name too long. {OTHER_RUN_DIR}",
     ),
     (
         "an address of another machine",
