@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ from sonic_parsl.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would quietly take the last."""
+    """Refuses a key that is there twice, of which YAML would quietly take the last, and names a value that is none."""
+
+    @override
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, KeyError, AttributeError):  # what PyYAML's own constructors raise, such as for month 13
+            problem = f"{reprlib.repr(node.value)} is written like a number, a date or such, and is none"
+            note = "Correct it, or put it in quotes."
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark, note=note) from None
 
     @override
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -42,7 +52,9 @@ def read_yaml(path: Path) -> Any:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(
             f"{path} is not valid YAML{where}: {error.problem or error.context}.",
-            hint="Look at brackets, colons and indentation there and just before.",
+            hint=error.note or "Look at brackets, colons and indentation there and just before.",
         ) from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply.", hint="Look at its brackets and its indentation.") from None
     except (yaml.YAMLError, UnicodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None

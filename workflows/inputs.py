@@ -100,6 +100,8 @@ def _read_json(path: Path) -> Any:
     except OSError as error:
         hint = LOOK_AT_IT if path.exists() else CORRECT_PATH
         raise DataError(f"{path} cannot be read: {error.strerror}.", hint=hint) from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply.", hint=f"It should look like {EXAMPLE}.") from None
     except ValueError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}.", hint=f"It should look like {EXAMPLE}.") from None
 

@@ -16,6 +16,7 @@ MAGIC, HEADER_BYTES = b"root", 20
 TREES = ("TTree", "TNtuple", "TNtupleD", "ROOT::RNTuple", "ROOT::Experimental::RNTuple")
 
 CORRECT_PATH = "Correct its path; one that does not begin with / starts in the folder you are in."
+NO_NAME = "Name it, or leave it out: a shell makes such a name of a variable that is not set."
 NO_MATCH = "The shell found no file that matches: correct the pattern."
 NOTHING_IN_IT = "It was closed before anything was written, or is damaged: copy it again, or leave it out."
 LOOK_AT_IT = "Look at its permissions and its disk, copy it, or leave it out."
@@ -29,6 +30,8 @@ def check_root(name: str, tree: str) -> None:
     DataError
         It is missing, empty, cut off, of another kind or damaged, or has no such tree.
     """
+    if not name:
+        raise DataError("A file has an empty name.", hint=NO_NAME)
     path = Path(name)
     if path.is_dir():
         raise DataError(f"{name} is a folder.", hint=f"Name the files in it: {name.rstrip('/')}/*.root.")

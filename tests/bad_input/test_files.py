@@ -22,6 +22,7 @@ SIZE = 980772
 COPY_AGAIN = "Copy it again, or leave it out."
 CUT_OR_DAMAGED = "It was cut off or is damaged: copy it again, or leave it out."
 NOTHING = "It was closed before anything was written, or is damaged: copy it again, or leave it out."
+NAME_OR_LEAVE = "Name it, or leave it out: a shell makes such a name of a variable that is not set."
 CORRECT_PATH = "Correct its path; one that does not begin with / starts in the folder you are in."
 NAME_IT = 'Name the tree in a fileset JSON: {"dataset": {"files": {"bad.root": "%s"}}}.'
 FORM = 'It should look like {"dataset": ["file.root"]}.'
@@ -75,6 +76,13 @@ CASES: list[tuple[str, Make, str, str]] = [
         text("bad.root", "<!DOCTYPE html><title>Log in</title>"),
         "bad.root",
         "bad.root is not a readable ROOT file: it begins with b'<!DOCTYP'. Name ROOT files.",
+    ),
+    ("an empty name", text("other", ""), "", f"A file has an empty name. {NAME_OR_LEAVE}"),
+    (
+        "an empty name in a list",
+        text("bad.json", '{"tt": [""]}'),
+        "bad.json",
+        f"A file has an empty name. {NAME_OR_LEAVE}",
     ),
     (
         "compressed as a whole",
@@ -140,6 +148,12 @@ CASES: list[tuple[str, Make, str, str]] = [
         text("bad.json", '{"tt": ["a.root"'),
         "bad.json",
         f"bad.json is not valid JSON: Expecting ',' delimiter: line 1 column 17 (char 16). {FORM}",
+    ),
+    (
+        "a list with too many brackets",
+        text("bad.json", "[" * 5000 + "]" * 5000),
+        "bad.json",
+        f"bad.json is nested too deeply. {FORM}",
     ),
     ("a list of names only", text("bad.json", '["a.root"]'), "bad.json", f"bad.json is not a fileset. {FORM}"),
     (

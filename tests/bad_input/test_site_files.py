@@ -44,6 +44,24 @@ UNREADABLE: list[tuple[str, bytes, str]] = [
         b"servers:\n  a: {}\n  a: {count: 2}\n",
         f"bad.yaml is not valid YAML, line 3, column 3: the key 'a' is there twice. {LOOK}",
     ),
+    (
+        "a date that is none",
+        b"servers: {a: {}}\nworkers: {walltime: 2026-13-45}\n",
+        (
+            "bad.yaml is not valid YAML, line 2, column 21: '2026-13-45' is written like a number, "
+            "a date or such, and is none. Correct it, or put it in quotes."
+        ),
+    ),
+    (
+        "a truth that is none",
+        b"servers: {a: {}}\nmix-numerics: !!bool maybe\n",
+        "bad.yaml is not valid YAML, line 2, column 15: 'maybe' is written like …",
+    ),
+    (
+        "too many brackets",
+        b"[" * 5000 + b"]" * 5000,
+        "bad.yaml is nested too deeply. Look at its brackets and its indentation.",
+    ),
     ("a picture", b"\x89PNG\r\n\x1a\n\x00\xff", "bad.yaml is not valid YAML: …"),
 ]
 
