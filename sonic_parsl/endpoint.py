@@ -24,7 +24,7 @@ def _kebab(name: str) -> str:
 class Section(BaseModel):
     """A mapping in a site file: its keys are written with hyphens, and others are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_kebab)
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_kebab, allow_inf_nan=False)
 
 
 def beside_site_file(value: str | None, info: ValidationInfo) -> str | None:

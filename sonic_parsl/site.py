@@ -23,6 +23,9 @@ RuntimeName = Literal["wheel", "host", "apptainer"]
 PACKAGED_MODELS = "packaged"
 """Word in a site file for the model repository that comes with sonic-parsl."""
 
+MOST = 1000
+"""Jobs of a kind; more are a slip of the finger, and on this machine more than it has memory for."""
+
 
 def _as_range(value: object) -> object:
     if isinstance(value, int):
@@ -38,8 +41,8 @@ def _as_range(value: object) -> object:
 class Count(Section):
     """How many, at least and at most: as many as the least, where a site file does not say."""
 
-    min: Annotated[int, Field(ge=1)] = 1
-    max: Annotated[int, Field(ge=1)] = 1
+    min: Annotated[int, Field(ge=1, le=MOST)] = 1
+    max: Annotated[int, Field(ge=1, le=MOST)] = 1
 
     @model_validator(mode="after")
     def _check_order(self) -> Count:
@@ -172,6 +175,9 @@ class ServerGroup(Job):
     def _check_image(self) -> ServerGroup:
         if self.runtime == "apptainer" and not self.image:
             msg = "runtime apptainer needs an image, a SIF file or docker://nvcr.io/nvidia/tritonserver:24.10-py3"
+            raise ValueError(msg)
+        if self.runtime != "apptainer" and self.image:
+            msg = f"an image is for runtime apptainer, and would do nothing for runtime {self.runtime}; leave one out"
             raise ValueError(msg)
         return self
 

@@ -89,6 +89,19 @@ PROBLEMS: list[tuple[str, str, str]] = [
     ("too small a number", "servers: {a: {lease: 1}}", "servers.a.lease: 1 should be greater than or equal to 3."),
     ("no count", "servers: {a: {count: 0}}", "servers.a.count.min: 0 should be greater than or equal to 1.…"),
     (
+        "too high a count",
+        "servers: {a: {count: 100000000000000000000}}",
+        "servers.a.count.min: 100000000000000000000 should be less than or equal to 1000.…",
+    ),
+    ("an infinite number", "servers: {a: {lease: .inf}}", "servers.a.lease: inf should be a finite number."),
+    ("a number that is none", "servers: {a: {walltime: .nan}}", "servers.a.walltime: nan should be a finite number."),
+    (
+        "an infinite number of a section",
+        SERVERS + "allocation: {idle: .inf}",
+        "allocation.idle: inf should be a finite number.",
+    ),
+    ("an infinite count", "servers: {a: {count: {min: 1, max: .inf}}}", "servers.a.count.max: …"),
+    (
         "a word for a count",
         "servers: {a: {count: many}}",
         "servers.a.count: 'many' is neither a number nor {min: ..., max: ...}.",
@@ -126,6 +139,11 @@ PROBLEMS: list[tuple[str, str, str]] = [
         "apptainer without an image",
         "servers: {a: {runtime: apptainer}}",
         "servers.a: runtime apptainer needs an image, a SIF file or docker://nvcr.io/nvidia/tritonserver:24.10-py3.",
+    ),
+    (
+        "an image without apptainer",
+        "servers: {a: {image: triton.sif}}",
+        "servers.a: an image is for runtime apptainer, and would do nothing for runtime wheel; leave one out.",
     ),
     (
         "ports in the wrong order",
