@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import signal
 import sys
 import tempfile
@@ -226,6 +227,12 @@ def status(pool: str | None, run_dir: Path | None, *, as_json: bool) -> None:
         console.print(overview_table.render(found), highlight=False)
 
 
+def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.", ctx, param)
+    return value
+
+
 @main.group("pool")
 def pool_group() -> None:
     """Pools that outlive a run: runs and notebooks attach to them by name."""
@@ -238,6 +245,7 @@ def pool_group() -> None:
 @click.option(
     "--idle",
     type=click.FloatRange(min=0, min_open=True),
+    callback=_finite,
     default=3600.0,
     show_default=True,
     help="End after so many seconds without a request, counted once a server is ready.",

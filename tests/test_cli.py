@@ -96,6 +96,7 @@ def test_every_command_tells_the_version(call: Call, path: tuple[str, ...]) -> N
         (("run", "btag_ttbar", "--sites", "local"), "No such option"),
         (("doctor", "local"), "Got unexpected extra argument (local)"),
         (("models",), "Usage: "),
+        (("pool", "start", "--idle", "nan"), "Invalid value for '--idle': nan is not a finite number."),
         (("data", "generate", "x.root"), "Missing option '--events'"),
         (("data", "generate", "x.root", "--events", "-1"), "Invalid value for '--events'"),
     ],
