@@ -295,3 +295,11 @@ def test_samples_that_are_there_are_listed(call: Call) -> None:
 def test_the_program_runs_by_name(tmp_path: Path) -> None:
     done = program("--version", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, f"sonic-parsl, version {VERSION}\n")
+
+
+def test_ctrl_c_while_the_program_is_imported_shows_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "-m", "sonic_parsl"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "\nAborted!\n")

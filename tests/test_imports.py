@@ -22,7 +22,7 @@ PACKAGE = Path(sonic_parsl.__file__).parent
 FOLDERS = ("sonic_parsl", "executors", "workflows", "configs")
 
 LEVELS = (
-    {"cli", "doctor", "workflows"},
+    {"__main__", "cli", "doctor", "workflows"},
     {"executors", "configs"},
     {"model", "pool", "site", "endpoint", "report"},
     {"client", "server"},
