@@ -56,7 +56,7 @@ def _refuse_twice(named: Iterable[tuple[str, str]]) -> None:
     first: dict[tuple[str, str], str] = {}
     for file, tree in named:
         key = (file if "://" in file else os.path.realpath(file), tree)
-        if key in first:
+        if file and key in first:  # an empty name is refused later
             name = file if file == first[key] else f"{first[key]} and {file} are one file, which"
             raise ConfigError(f"{name} is named twice; its events would count twice.", hint="Leave one of them out.")
         first[key] = file

@@ -85,6 +85,12 @@ CASES: list[tuple[str, Make, str, str]] = [
         f"A file has an empty name. {NAME_OR_LEAVE}",
     ),
     (
+        "two empty names in a list",
+        text("bad.json", '{"tt": ["", ""]}'),
+        "bad.json",
+        f"A file has an empty name. {NAME_OR_LEAVE}",
+    ),
+    (
         "compressed as a whole",
         lambda folder, whole: (folder / "bad.root").write_bytes(gzip.compress(whole[:999], mtime=0)),
         "bad.root",
