@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -148,12 +149,15 @@ def start_in_background(name: str, arguments: list[str]) -> int:
     Raises
     ------
     PoolError
-        It ended instead; the message has what it said.
+        It ended instead, and the message has what it said; or Ctrl-C was pressed meanwhile, which ends it.
     """
     named.check_name(name)
-    log = named.log_path(name)
-    make_folder(log.parent, hint=STATE, mode=0o700)
-    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
+    folder = named.log_path(name).parent
+    make_folder(folder, hint=STATE, mode=0o700)
+    # Its own file until it is up: the name, and the log of that name, may be another pool's.
+    descriptor, path = tempfile.mkstemp(prefix="starting-", suffix=".log", dir=folder)
+    log = Path(path)
+    with os.fdopen(descriptor, "wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *arguments],
             stdin=subprocess.DEVNULL,
@@ -161,9 +165,29 @@ def start_in_background(name: str, arguments: list[str]) -> int:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    try:
+        _wait_up(name, process, log)
+        log.replace(named.log_path(name))
+    except KeyboardInterrupt:
+        raise PoolError(_ended(name, process)) from None
+    finally:
+        log.unlink(missing_ok=True)
+    return process.pid
+
+
+def _wait_up(name: str, process: subprocess.Popen[bytes], log: Path) -> None:
     while not any(record.name == name and record.pid == process.pid and record.is_up for record in named.running()):
         if process.poll() is not None:
             said = log.read_text(errors="replace").strip().removeprefix("Error:").strip()
             raise PoolError(f"The pool {name} did not start: {said or f'exit code {process.returncode}'}")
         time.sleep(POLL_S)
-    return process.pid
+
+
+def _ended(name: str, process: subprocess.Popen[bytes]) -> str:
+    """End a pool that was about to start; return what to say of it."""
+    process.terminate()
+    try:
+        process.wait(named.STOP_S)
+    except subprocess.TimeoutExpired:
+        return f"The pool {name} (process {process.pid}) was told to stop, and has not ended after {named.STOP_S:g} s."
+    return f"The pool {name} was stopped before it was up."

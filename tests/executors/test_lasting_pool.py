@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from sonic_parsl.errors import PoolError
 from sonic_parsl.executors import lasting_pool
-from sonic_parsl.executors.lasting_pool import IdleWatch, count_ready, keep_pool
+from sonic_parsl.executors.lasting_pool import IdleWatch, count_ready, keep_pool, start_in_background
 from sonic_parsl.pool import authority, named
 from tests.executors.conftest import write_site
-from tests.leaks import assert_nothing_is_left, wait_until
+from tests.leaks import assert_nothing_is_left, our_processes, wait_until
 
 
 @given(idle_s=st.floats(1, 1e4), part=st.floats(0, 0.99))
@@ -122,4 +123,35 @@ def test_who_is_attached_when_it_ends_is_told_why_and_how_to_start_it_again(
         "--name mine`, where --idle says for how long it waits; then attach to it again"
     )
     assert not named.run_dir("mine").exists(), "what is no failure leaves no folder"
+    assert_nothing_is_left()
+
+
+def test_a_second_pool_of_a_name_leaves_the_log_of_the_first_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    site = write_site(tmp_path)
+    with named.owning("mine", site=site):
+        log = named.log_path("mine")
+        log.write_text("of the first\n")
+        there = sorted(log.parent.iterdir())
+        with pytest.raises(PoolError, match="did not start: A pool named mine runs already"):
+            start_in_background("mine", ["pool", "start", "--site", str(site), "--name", "mine"])
+        assert log.read_text() == "of the first\n"
+        assert sorted(log.parent.iterdir()) == there
+
+
+def test_ctrl_c_while_a_pool_starts_in_the_background_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    # Who started the tests may have had them ignore Ctrl-C.
+    argv = ["env", "--default-signal=INT", sys.executable, "-c", lasting_pool.PROGRAM, "pool", "start"]
+    argv += ["--site", str(write_site(tmp_path)), "--name", "mine", "--daemon"]
+    with subprocess.Popen(argv, start_new_session=True, stderr=subprocess.PIPE, text=True) as starting:
+        wait_until(named.running, 60)
+        os.killpg(starting.pid, signal.SIGINT)
+        _, said = starting.communicate(timeout=60)
+    assert (starting.returncode, said) == (1, "Error: The pool mine was stopped before it was up.\n")
+    assert not named.running()
+    assert not our_processes("pool start")
+    assert not list(named.log_path("mine").parent.glob("*.log"))
     assert_nothing_is_left()
