@@ -238,10 +238,12 @@ class ServerPool(PoolView):
             return
         ref, self._ref = self._ref, None
         self._untell_this_process(ref)
-        registry.stop()
-        self._authority = None
-        for path in self.run_dir.glob("*.json"):
-            path.unlink()
+        try:
+            for path in self.run_dir.glob("*.json"):
+                path.unlink()
+        finally:
+            registry.stop()  # it would see to those that it finds
+            self._authority = None
         with contextlib.suppress(OSError):  # others may keep logs beside ours
             self.run_dir.rmdir()
 
@@ -332,6 +334,7 @@ class ServerPool(PoolView):
             static=self.static,
             table=table,
             seen=seen_of(self.servers),
+            run_dir=self.run_dir,
         )
         self._registry = RegistryProcess(spec, self._hear, self._ended)
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,7 +23,7 @@ from typing_extensions import assert_never
 from sonic_parsl import rpc
 from sonic_parsl.credentials import block_name
 from sonic_parsl.errors import ConfigError, ModelMismatchError
-from sonic_parsl.pool import leases
+from sonic_parsl.pool import folder, leases
 from sonic_parsl.pool.leases import LeaseTable
 from sonic_parsl.pool.limits import NEWCOMERS, NEWCOMERS_PER_S, RateLimit, Shares, cost
 from sonic_parsl.pool.pipe import from_line, to_line
@@ -121,6 +122,10 @@ class LiveRegistry:
                 self._table = leases.tell_blocks(self._table, message)
             else:
                 self._table = leases.lose(self._table, message.reason)
+
+    def leases_s(self) -> float:
+        """Return in how many seconds the last lease ends, if none is renewed."""
+        return max((lease.expires - time.monotonic() for lease in self._table.leases.values()), default=0.0)
 
     async def follow(self) -> AsyncIterator[bytes]:
         """Yield the table now, at each change, and at least every heartbeat."""
@@ -255,6 +260,16 @@ async def serve() -> None:
         )
     finally:
         await server.stop(grace=None)
+    if spec.run_dir is not None:  # an error of its own says nothing of the owner, who starts it again
+        await _see_to_keys(spec.run_dir, spec.run_id, registry.leases_s())
+
+
+async def _see_to_keys(run_dir: Path, run_id: str, leases_s: float) -> None:
+    """Remove the keys that an owner which was killed has left, once no server needs them."""
+    if folder.holds(run_dir, run_id):
+        await asyncio.sleep(leases_s)
+        if folder.holds(run_dir, run_id):
+            folder.remove_keys(run_dir)
 
 
 def _allow_many_connections() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sonic_parsl.credentials import Credentials
 from sonic_parsl.poolref import StaticServer
@@ -30,6 +31,8 @@ class RegistrySpec:
         The last table of a registry that ended: its servers keep their places.
     seen
         Every server there was, oldest first: their models' digests stay binding.
+    run_dir
+        Folder whose keys it removes if its owner ends without doing so.
     """
 
     run_id: str
@@ -40,6 +43,7 @@ class RegistrySpec:
     static: tuple[StaticServer, ...] = field(default=(), repr=False)
     table: ServerTable | None = None
     seen: tuple[ServerInfo, ...] = ()
+    run_dir: Path | None = None
 
 
 def seen_of(entries: tuple[ServerEntry, ...]) -> tuple[ServerInfo, ...]:

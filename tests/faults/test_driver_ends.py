@@ -169,6 +169,9 @@ def test_a_driver_killed_outright_leaves_no_server_one_lease_later(phase: str, m
         started.gate.unlink(missing_ok=True)  # jobs that come out of the queue now find nobody
     wait_gone()
     assert_nothing_is_left(60)
+    left = {path.name for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    assert "sonic-parsl.log" in left
+    assert not [name for name in left if name.endswith((".json", ".key_secret"))]
 
 
 def test_a_lasting_pools_owner_killed_outright_leaves_no_server_and_its_run_says_so(many: Path, home: Path) -> None:
