@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-import threading
 from contextlib import closing
 from typing import Any
 
-import zmq
 from parsl.executors import HighThroughputExecutor
-from parsl.executors.high_throughput.zmq_pipes import TasksOutgoing
+from parsl.jobs.states import JobStatus
 from parsl.providers.base import ExecutionProvider
 from typing_extensions import override
 
@@ -19,6 +17,7 @@ from sonic_parsl.executors.batch.providers import make_provider, said_walltime
 from sonic_parsl.executors.batch.undertaker import Undertaker
 from sonic_parsl.executors.steady_clock import SteadilyPolled
 from sonic_parsl.executors.workers.lost_blocks import LostBlocks
+from sonic_parsl.executors.workers.pipes import Commands, TaskPipe
 from sonic_parsl.executors.workers.worker_pool import LAUNCH_COMMAND
 from sonic_parsl.pool.view import PoolView
 from sonic_parsl.server.leash import leashed
@@ -35,56 +34,11 @@ trap 'exit 143' TERM"""
 DRAIN_SHARE, LONGEST_DRAIN_S = 0.1, 600.0
 """Of a job's length, its end, in which its workers begin no chunk."""
 INTERCHANGE = "sonic_parsl.executors.workers.interchange"
-POLL_MS = 50
-"""How often a thread that launches a task looks whether the pipe is closed meanwhile."""
 
 
 def drain_margin(walltime_s: float) -> float:
     """Return how long before the end of its job a worker pool takes no new chunk and leaves with its last, in s."""
     return min(DRAIN_SHARE * walltime_s, LONGEST_DRAIN_S)
-
-
-class TaskPipe:
-    """The way to the interchange, which may be closed while another thread launches tasks.
-
-    A socket of ZeroMQ is one thread's at a time: to close it under another one aborts the process. Where the
-    interchange is dead, sending waits for ever, and so does closing for what was not sent.
-    """
-
-    def __init__(self, pipe: TasksOutgoing) -> None:
-        self._pipe = pipe
-        self._pipe.zmq_socket.setsockopt(zmq.SNDTIMEO, POLL_MS)
-        self._turn = threading.Lock()
-        self._closed = False
-
-    def put(self, message: object) -> None:
-        """Send a task.
-
-        Raises
-        ------
-        PoolError
-            The pipe is closed.
-        """
-        while not self._put(message):
-            pass
-
-    def close(self) -> None:
-        """Close it; what was not sent is dropped."""
-        self._closed = True
-        with self._turn:
-            self._pipe.zmq_socket.setsockopt(zmq.LINGER, 0)
-            self._pipe.close()
-
-    def _put(self, message: object) -> bool:
-        """Send a task if the interchange takes it soon; return whether it did."""
-        with self._turn:
-            if self._closed:
-                raise PoolError("The run has ended: its workers take no more tasks.")
-            try:
-                self._pipe.put(message)
-            except zmq.Again:
-                return False
-            return True
 
 
 class WorkerExecutor(SteadilyPolled, HighThroughputExecutor):  # type: ignore[misc]
@@ -109,6 +63,7 @@ class WorkerExecutor(SteadilyPolled, HighThroughputExecutor):  # type: ignore[mi
     def __init__(self, label: str = WORKERS, *, pool: PoolView, provider: ExecutionProvider, **options: Any) -> None:
         self.pool = pool
         self.undertaker = Undertaker()
+        self._error: PoolError | None = None
         if getattr(provider, "worker_init", None) is not None:
             for lines in (OWN_TMPDIR, pool.worker_init):
                 if lines not in provider.worker_init:  # it may have been another executor's before
@@ -120,11 +75,43 @@ class WorkerExecutor(SteadilyPolled, HighThroughputExecutor):  # type: ignore[mi
         watch_jobs(self.provider, self.undertaker)
         super().start()
         self.outgoing_q: Any = TaskPipe(self.outgoing_q)
+        self.command_client: Any = Commands(self.command_client, self.interchange_proc)
+
+    @property
+    @override
+    def executor_exception(self) -> Exception | None:
+        """What each task fails with: each with its own, for one raised by thousands has a traceback of thousands."""
+        return self._error.at() if self._error else super().executor_exception
+
+    @override
+    def handle_errors(self, status: dict[str, JobStatus]) -> None:
+        """Give up once the interchange has ended; otherwise judge the blocks. Parsl calls this after every poll."""
+        if self.bad_state_is_set:
+            return
+        if (ended := self.interchange_proc.poll()) is None:
+            super().handle_errors(status)
+        else:
+            self._give_up(ended)
 
     @override
     def shutdown(self, timeout: float = 10.0) -> None:
         with closing(self.undertaker):
             super().shutdown(timeout)
+
+    def _give_up(self, ended: int) -> None:
+        """Fail all tasks, those that are being launched too, and cancel the jobs: Parsl leaves them where it gave up."""
+        how = f"was killed by signal {-ended}" if ended < 0 else f"ended with exit status {ended}"
+        error = PoolError(
+            f"Parsl's interchange, the process on the driver's machine that hands chunks to the workers, {how}.",
+            hint="Start the run again. If that machine ran out of memory, run fewer things beside the driver.",
+        )
+        self._error = error
+        self._executor_bad_state.set()
+        self.outgoing_q.close(error)
+        for future in list(self.tasks.values()):
+            if not future.done():
+                future.set_exception(error.at())
+        self.scale_in_facade(len(self.status_facade))
 
 
 def _defaults() -> dict[str, Any]:

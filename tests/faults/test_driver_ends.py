@@ -22,6 +22,8 @@ from tests.leaks import PARSL_WORDS, POOL_WORDS, assert_nothing_is_left, leftove
 START_S = 90.0
 GONE_S = LEASE_S + 5.0
 """What is promised; on a machine with twice as many processes as cores it takes up to six seconds."""
+SOON_S = 30.0
+"""Parsl looks every five seconds, and servers drain."""
 PROGRAM = str(Path(sys.executable).with_name("sonic-parsl"))
 
 
@@ -159,6 +161,32 @@ def test_ctrl_c_again_and_again_cleans_up_too(
         assert started.process.wait(timeout=60) == 1
     assert_nothing_is_left(60)
     assert_no_key_is_left(tmp_path)
+
+
+def test_a_run_whose_interchange_is_killed_ends_soon_and_says_so_once(many: Path, tmp_path: Path) -> None:
+    with driver(tmp_path, many, "running") as started:
+        kill_interchange()
+        assert started.process.wait(timeout=SOON_S) == 1
+    said = (tmp_path / "driver.log").read_text()
+    assert said.count("was killed by signal 9") == said.count("Error:") == 1, said
+    assert "Start the run again" in said
+    assert "Traceback" not in said
+    assert_nothing_is_left()
+    assert_no_key_is_left(tmp_path)
+
+
+def test_ctrl_c_ends_a_run_whose_interchange_was_killed_too(many: Path, tmp_path: Path) -> None:
+    with driver(tmp_path, many, "running") as started:
+        kill_interchange()
+        started.send(signal.SIGINT)
+        assert started.process.wait(timeout=SOON_S) == 1
+    assert_nothing_is_left()
+    assert_no_key_is_left(tmp_path)
+
+
+def kill_interchange() -> None:
+    (interchange,) = our_processes("HTEX interchange")
+    interchange.kill()
 
 
 @pytest.mark.parametrize("phase", PHASES)

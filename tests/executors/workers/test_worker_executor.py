@@ -14,7 +14,8 @@ from parsl.executors.high_throughput.zmq_pipes import TasksOutgoing
 from parsl.providers import LocalProvider, SlurmProvider
 
 from sonic_parsl.errors import PoolError
-from sonic_parsl.executors.workers.worker_executor import OWN_TMPDIR, WORKERS, TaskPipe, WorkerExecutor, workers_of
+from sonic_parsl.executors.workers.pipes import TaskPipe
+from sonic_parsl.executors.workers.worker_executor import OWN_TMPDIR, WORKERS, WorkerExecutor, workers_of
 from sonic_parsl.pool.pool import ServerPool
 from sonic_parsl.site import Driver, Workers
 from tests.leaks import assert_nothing_is_left, wait_until
