@@ -158,7 +158,8 @@ def test_ctrl_c_again_and_again_cleans_up_too(
             with suppress(ProcessLookupError):  # it may have ended
                 started.send(signal.SIGINT)
         wait_gone()
-        assert started.process.wait(timeout=60) == 1
+        # Python itself no longer catches a Ctrl-C in its last moments, when everything has been cleaned up.
+        assert started.process.wait(timeout=60) in {1, -signal.SIGINT}
     assert_nothing_is_left(60)
     assert_no_key_is_left(tmp_path)
 
