@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -40,6 +41,8 @@ from sonic_parsl.protocol import (
 )
 
 MESSAGES = (Join, Renew, Leave, Drain, Follow, Ack, ServerTable, Listening, Departure, Lose, PoolRef, RegistrySpec)
+
+st.register_type_strategy(Path, st.text().map(Path))
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:
