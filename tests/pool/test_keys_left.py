@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sonic_parsl.poolref import PoolRef
-from tests.leaks import our_processes, wait_until
+from tests.leaks import our_processes, told, wait_until
 
 OWNER = """
 import sys
@@ -23,6 +23,7 @@ pool.start()
 print("up", flush=True)
 sys.stdin.read()
 """
+REGISTRY = "sonic_parsl.pool.registry"
 KEYS = ("pool.json", "group-block-1.json", "parsl/000/workers/certificates/server.key_secret")
 SCRIPT = "parsl/000/submit_scripts/parsl.group.block-1.sh"
 LOGS = ("sonic-parsl.log", f"{SCRIPT}.out", f"{SCRIPT}.err", "parsl/000/parsl.log")
@@ -41,7 +42,9 @@ def test_the_registry_removes_the_keys_of_its_own_run_only(taken_over: bool, tmp
         if taken_over:
             ref = PoolRef.read(tmp_path / "pool.json")
             replace(ref, run_id="another").write(tmp_path / "pool.json")
+        found = told(our_processes(REGISTRY), lambda one: (one, one.ppid()))
+        (registry,) = (one for one, parent in found if parent == owner.pid)
         owner.kill()
-    wait_until(lambda: not our_processes("sonic_parsl.pool.registry"), 20)
+    wait_until(lambda: registry not in our_processes(REGISTRY), 20)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {*LOGS, *((*KEYS, SCRIPT) if taken_over else ())}
