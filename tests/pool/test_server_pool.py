@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -84,12 +84,18 @@ def driver(folder: Path, what: str = "") -> Iterator[tuple[subprocess.Popen[str]
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdin is not None
+    registry: psutil.Process | None = None
     try:
         path = process.stdout.readline().strip()
-        yield process, (ref := PoolRef.read(Path(path))), registry_of(ref)
+        ref = PoolRef.read(Path(path))
+        registry = registry_of(ref)
+        yield process, ref, registry
     finally:
         process.kill()
         process.communicate()
+        if registry is not None:
+            with suppress(psutil.NoSuchProcess):
+                registry.kill()  # it would wait for leases of a minute before it sees to the keys
 
 
 def longest_answer_s(ref: PoolRef, servers: int) -> float:
