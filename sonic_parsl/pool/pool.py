@@ -18,8 +18,8 @@ from typing_extensions import Self, override
 from sonic_parsl.credentials import Credentials, block_name, client_name, registry_name
 from sonic_parsl.errors import ConfigError, PoolError
 from sonic_parsl.pool.authority import CertificateAuthority
+from sonic_parsl.pool.claims import check_one_kind, check_one_version, fallback_of
 from sonic_parsl.pool.folder import make_private
-from sonic_parsl.pool.numerics import check_one_kind, check_one_version, fallback_of
 from sonic_parsl.pool.process import Event, RegistryProcess
 from sonic_parsl.pool.prospects import Prospects
 from sonic_parsl.pool.spec import RegistrySpec, seen_of
